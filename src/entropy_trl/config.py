@@ -1,0 +1,157 @@
+"""[`CovGRPOConfig`]: TRL's GRPOConfig plus entropy control."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from entropy_trl.controls import CONTROLS, EntropyControl, build_control, nearest
+from entropy_trl.controls.base import warn_if_percentage
+
+
+POOLS = {
+    "step": "all tokens of an optimizer step",
+    "micro_batch": "the tokens of one forward pass on one process, as in the authors' code",
+}
+
+
+@dataclass
+class CovGRPOConfig(GRPOConfig):
+    r"""
+    Configuration of [`CovGRPOTrainer`]: everything in [`~trl.GRPOConfig`], and the parameters below.
+
+    Args:
+        entropy_control (`str`, *optional*, defaults to `"clip_cov"`):
+            The control: `"clip_cov"` ([`ClipCov`]) or `"kl_cov"` ([`KLCov`]). `None` (`none` or `null` on the command
+            line and in YAML) leaves TRL's GRPO bit for bit as it is.
+        entropy_control_kwargs (`dict` or `str`, *optional*):
+            Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`. What is not given has the
+            paper's value.
+        entropy_control_pool (`str`, *optional*, defaults to `"step"`):
+            The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
+            does not depend on how the step is cut into micro-batches. `"micro_batch"`: the tokens of one forward pass,
+            as in the authors' code.
+        epsilon (`float`, *optional*):
+            Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
+            range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
+            `loss_type="cispo"`, whose `epsilon_high` bounds the ratio itself, `None` is the same upper bound.
+
+    Raises:
+        ValueError: if the control, its parameters or their combination with TRL's cannot mean what they say.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "entropy_control_kwargs"]
+
+    entropy_control: str | None = field(
+        default="clip_cov",
+        metadata={"help": "Entropy control: `clip_cov`, `kl_cov`, or `none` for plain GRPO."},
+    )
+    entropy_control_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Hyper-parameters of the entropy control, e.g. `{"fraction": 2e-3, "coef": 1.0}`.'},
+    )
+    entropy_control_pool: str = field(
+        default="step",
+        metadata={
+            "help": "Tokens among which the control selects: `step` (all of an optimizer step) or `micro_batch`.",
+            "choices": list(POOLS),
+        },
+    )
+    epsilon: float | None = field(
+        default=None,
+        metadata={
+            "help": "Ratio clip. `none` is the entropy control's published range: 1 for clip_cov, no clip for kl_cov, "
+            "TRL's own default with the control off."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.entropy_control is not None and self.entropy_control.lower() in ("none", "null"):
+            self.entropy_control = None
+        self.make_entropy_control()
+
+    def make_entropy_control(self) -> EntropyControl | None:
+        """Build the control that the configuration asks for, `None` if it is off, and check that it can act.
+
+        Raises:
+            ValueError: see the class.
+        """
+        if self.entropy_control_pool not in POOLS:
+            raise ValueError(
+                f"Unknown `entropy_control_pool` {self.entropy_control_pool!r}"
+                f"{nearest(self.entropy_control_pool, POOLS)}."
+            )
+        if self.entropy_control is None:
+            if self.entropy_control_kwargs:
+                raise ValueError(
+                    f"`entropy_control_kwargs` {self.entropy_control_kwargs} are given but `entropy_control` is off. "
+                    f"Remove them, or name the control they are for: {', '.join(CONTROLS)}."
+                )
+            return None
+        if isinstance(self.entropy_control_kwargs, str):
+            raise ValueError(
+                f"`entropy_control_kwargs` must be a mapping, such as '{{\"fraction\": 2e-3}}', "
+                f"got {self.entropy_control_kwargs!r}."
+            )
+        control = build_control(self.entropy_control, self.entropy_control_kwargs)
+        self._check_on_policy(control)
+        self._check_loss(control)
+        self._check_pool()
+        micro_batches = self.gradient_accumulation_steps if self.entropy_control_pool == "step" else 1
+        rows = self.per_device_train_batch_size * micro_batches
+        warn_if_percentage(control.fraction, rows * (self.max_completion_length or 0))
+        return control
+
+    def ratio_clip(self) -> tuple[float, float]:
+        """The ratio clip in force, (epsilon_low, epsilon_high); infinite where there is none."""
+        if self.entropy_control is None:
+            low = high = next(f.default for f in dataclasses.fields(GRPOConfig) if f.name == "epsilon")
+        else:
+            low, high = CONTROLS[self.entropy_control].published_epsilon
+            if self.loss_type == "cispo":  # bounds the ratio, not its distance from 1
+                high = 1 + high
+        if self.epsilon is not None:
+            low = high = self.epsilon
+        if self.epsilon_high is not None:
+            high = self.epsilon_high
+        return low, high
+
+    def _check_on_policy(self, control: EntropyControl) -> None:
+        updates = self.steps_per_generation * self.num_iterations
+        if control.acts_on_policy or self.gradient_accumulation_steps % updates != 0:
+            return
+        raise ValueError(
+            f"`entropy_control={self.entropy_control!r}` can never act here: `gradient_accumulation_steps` "
+            f"({self.gradient_accumulation_steps}) is a multiple of `steps_per_generation` x `num_iterations` "
+            f"({self.steps_per_generation} x {self.num_iterations}), so that every update is the first one after its "
+            "rollout, where the penalty |log pi - log pi_old| has no gradient. Make several updates a rollout: "
+            f"`steps_per_generation={8 * self.gradient_accumulation_steps}` gives the paper's 8 (or lower "
+            "`gradient_accumulation_steps`), or set `num_iterations` to 2 or more; or use `clip_cov`, which acts "
+            "on-policy too."
+        )
+
+    def _check_loss(self, control: EntropyControl) -> None:
+        if control.drops_tokens and self.importance_sampling_level == "sequence":
+            raise ValueError(
+                f"`entropy_control={self.entropy_control!r}` takes single tokens out of the gradient, which "
+                '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
+                "gradient of every token to all of them. Use `importance_sampling_level=\"token\"`, or `kl_cov`."
+            )
+
+    def _check_pool(self) -> None:
+        if self.entropy_control_pool == "micro_batch" and self.per_device_train_batch_size == 1:
+            raise ValueError(
+                '`entropy_control_pool="micro_batch"` with `per_device_train_batch_size=1` makes a pool of one '
+                "sequence: all its tokens have the same advantage and their covariance is 0. Use "
+                '`entropy_control_pool="step"`, or a larger `per_device_train_batch_size`.'
+            )
+        if self.entropy_control_pool == "step" and self.steps_per_generation % self.gradient_accumulation_steps != 0:
+            raise ValueError(
+                f'`entropy_control_pool="step"` needs every optimizer step to lie inside one rollout, but '
+                f"`steps_per_generation` ({self.steps_per_generation}) is not a multiple of "
+                f"`gradient_accumulation_steps` ({self.gradient_accumulation_steps}). Change one of the two "
+                f"(`steps_per_generation={self.gradient_accumulation_steps}` is one step a rollout), or use "
+                '`entropy_control_pool="micro_batch"`.'
+            )

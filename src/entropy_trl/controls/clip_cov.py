@@ -1,0 +1,74 @@
+"""Clip-Cov (arXiv 2505.22617, Eqs. 11-12)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from entropy_trl.controls.base import check_fraction, check_selection, selection_count
+from entropy_trl.covariance import token_covariance
+from entropy_trl.selection import draw_mask
+from entropy_trl.types import Selection, TokenBatch, TokenEdit
+
+
+@dataclass(frozen=True)
+class ClipCov:
+    """Take a few high-covariance tokens out of the policy gradient (arXiv 2505.22617, Eqs. 11-12).
+
+    Of the pool's `N` tokens, `floor(fraction * N)` are drawn uniformly from those with
+    `cov_low < cov_i < cov_high`. A drawn token contributes neither loss nor gradient: its advantage is set to 0, the
+    loss's denominator stays. The other tokens keep TRL's loss.
+
+    At least one token is drawn if the band has any, and never more than the band has. Tokens that the ratio clip
+    already leaves without gradient are not drawn, where the pool's scores can tell (`TokenBatch.clipped`).
+
+    Differs from the authors' code: the draw is a function of (seed, step, row, position), so it repeats after a resume
+    and does not depend on the micro-batches; the pool may be the whole optimizer step.
+
+    Args:
+        fraction (`float`, *optional*, defaults to 2e-4): share of the pool's tokens to drop, in (0, 1].
+        cov_low (`float`, *optional*, defaults to 1.0): lower bound of the band, excluded; nats times advantage.
+        cov_high (`float`, *optional*, defaults to 5.0): upper bound of the band, excluded.
+        selection (`str`, *optional*, defaults to `"covariance"`): `"random"` drops as many tokens, drawn from all
+            tokens instead of the band: the null hypothesis that the covariance does not matter.
+
+    Raises:
+        ValueError: if a value is out of its range or the band is empty.
+    """
+
+    fraction: float = 2e-4
+    cov_low: float = 1.0
+    cov_high: float = 5.0
+    selection: str = "covariance"
+
+    published_epsilon: ClassVar[tuple[float, float]] = (1.0, 1.0)
+    acts_on_policy: ClassVar[bool] = True
+    drops_tokens: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_fraction(self.fraction)
+        check_selection(self.selection)
+        if not self.cov_low < self.cov_high or math.isinf(self.cov_low):
+            raise ValueError(
+                f"The covariance band ({self.cov_low}, {self.cov_high}) is empty or has no finite lower bound: no "
+                "token can be told from the rest. Give `cov_low` < `cov_high`; the paper uses 1 and 5."
+            )
+
+    def select(self, pool: TokenBatch) -> Selection:
+        covariance = token_covariance(pool.logps, pool.advantages, pool.mask)
+        eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
+        band = (covariance > self.cov_low) & (covariance < self.cov_high) & eligible
+        tokens = pool.mask.sum()
+        in_band = band.sum()
+        n = min(selection_count(self.fraction, int(tokens)), int(in_band))
+        candidates = band if self.selection == "covariance" else eligible
+        selected = draw_mask(candidates, pool.row_ids, n, pool.seed)
+        return Selection(selected, covariance, {"in_band_fraction": (in_band, tokens)})
+
+    def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
+        # The metric that a pool scored with the rollout's policy needs: draws that the ratio clip made redundant.
+        clipped = torch.zeros_like(selected) if batch.clipped is None else batch.clipped
+        metrics = {"selected_already_clipped": ((clipped & selected).sum(), selected.sum())}
+        return TokenEdit(advantages=batch.advantages.masked_fill(selected, 0.0), metrics=metrics)

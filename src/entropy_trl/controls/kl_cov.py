@@ -1,0 +1,80 @@
+"""KL-Cov (arXiv 2505.22617, Eqs. 13-14)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from entropy_trl.controls.base import check_fraction, check_selection, selection_count
+from entropy_trl.covariance import token_covariance
+from entropy_trl.selection import draw_mask, top_k_mask
+from entropy_trl.types import Selection, TokenBatch, TokenEdit
+
+
+#: |logp - old| up to this many units of roundoff of the forward pass (relative to max(1, |logp|)) is taken for noise.
+ROUNDING_UNITS = 8
+
+
+@dataclass(frozen=True)
+class KLCov:
+    """Penalise the highest-covariance tokens for leaving the rollout's policy (arXiv 2505.22617, Eqs. 13-14).
+
+    The `floor(fraction * N)` tokens of the pool (at least one) with the largest covariance get
+    `-A * r + coef * |logp - old_logp|`, with `r = exp(logp - old_logp)`; the others `-A * r`. As published, neither is
+    clipped by the ratio: `CovGRPOConfig(epsilon=None)`, the default, gives exactly that.
+
+    The penalty carries gradient through `logp` only; its sign is that of `logp - old_logp`, full strength however
+    small the difference. While the policy is still the one that made the rollout the gradient is 0, so the method needs
+    several updates a rollout; and where two forward passes of one policy differ by rounding, the sign is noise. The
+    metric `selected_at_rounding` is the share of penalised tokens whose difference is no larger than rounding.
+
+    Differs from the authors' code: the pool may be the whole optimizer step; ties go to the first token.
+
+    Args:
+        fraction (`float`, *optional*, defaults to 2e-3): share of the pool's tokens to penalise, in (0, 1]. The paper
+            uses 2e-3 for 7B and 2e-4 for 32B models.
+        coef (`float`, *optional*, defaults to 1.0): weight of the penalty, not negative.
+        selection (`str`, *optional*, defaults to `"covariance"`): `"random"` penalises as many tokens drawn from all
+            of them: the null hypothesis that the covariance does not matter.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    fraction: float = 2e-3
+    coef: float = 1.0
+    selection: str = "covariance"
+
+    published_epsilon: ClassVar[tuple[float, float]] = (math.inf, math.inf)
+    acts_on_policy: ClassVar[bool] = False
+    drops_tokens: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_fraction(self.fraction)
+        check_selection(self.selection)
+        if not (math.isfinite(self.coef) and self.coef >= 0):
+            raise ValueError(
+                f"`coef` must be finite and not negative, got {self.coef!r}: a negative penalty would drive the "
+                "selected tokens away from the rollout's policy. The paper uses 1."
+            )
+
+    def select(self, pool: TokenBatch) -> Selection:
+        covariance = token_covariance(pool.logps, pool.advantages, pool.mask)
+        k = selection_count(self.fraction, int(pool.mask.sum()))
+        if self.selection == "covariance":
+            selected = top_k_mask(covariance, pool.mask, k)
+        else:
+            selected = draw_mask(pool.mask, pool.row_ids, k, pool.seed)
+        return Selection(selected, covariance)
+
+    def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
+        distance = batch.log_ratio.abs()
+        noise = ROUNDING_UNITS * batch.precision * batch.logps.detach().abs().clamp(min=1.0)
+        at_rounding = (distance.detach() <= noise) & selected
+        metrics = {
+            "selected_abs_log_ratio": (distance.detach().where(selected, 0.0).sum(dtype=torch.float64), selected.sum()),
+            "selected_at_rounding": (at_rounding.sum(), selected.sum()),
+        }
+        return TokenEdit(penalty=(self.coef * distance).where(selected, 0.0), metrics=metrics)

@@ -1,0 +1,405 @@
+"""[`CovGRPOTrainer`]: TRL's GRPOTrainer with an entropy control in its loss. The only module that subclasses it."""
+
+import inspect
+import textwrap
+import warnings
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import nanmax, nanmin
+
+from entropy_trl.config import CovGRPOConfig
+from entropy_trl.covariance import covariance_metrics
+from entropy_trl.metrics import StepMetrics
+from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_sides, token_weights
+from entropy_trl.types import Selection, TokenBatch, TokenEdit
+
+
+#: What TRL's forward pass takes beside the token ids (images and the like), by name.
+_FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+
+
+class CovGRPOTrainer(GRPOTrainer):
+    """GRPO with an entropy control: Clip-Cov or KL-Cov of arXiv 2505.22617.
+
+    Takes the arguments of [`~trl.GRPOTrainer`]; `args` is a [`CovGRPOConfig`]. Rollouts, rewards, advantages, the
+    forward pass and the loss are TRL's. The control sees the tokens between TRL's forward pass and TRL's loss and edits
+    the advantages, or adds a penalty, for the tokens that it selects. In evaluation it does nothing.
+
+    With `entropy_control=None`, and with a plain [`~trl.GRPOConfig`] (which warns), this is TRL's GRPOTrainer bit for
+    bit.
+
+    Raises:
+        ValueError: if the configuration cannot mean what it says (see [`CovGRPOConfig`]).
+        FloatingPointError: in training, before the weights change, if a log-probability or advantage of a valid token
+            is not finite.
+    """
+
+    _tag_names = ["trl", "grpo", "entropy-trl"]
+    _name = "GRPO with covariance-based entropy control"
+    _paper = {
+        "title": "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
+        "id": "2505.22617",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{cui2025entropy,
+                title        = {{The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models}},
+                author       = {Ganqu Cui and Yuchen Zhang and Jiacheng Chen and Lifan Yuan and Zhi Wang and Yuxin Zuo and Haozhan Li and Yuchen Fan and Huayu Chen and Weize Chen and others},
+                year         = 2025,
+                eprint       = {arXiv:2505.22617},
+            }"""),  # noqa: E501
+    }
+
+    def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, *trainer_args, **trainer_kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = CovGRPOConfig(f"{name.split('/')[-1]}-CovGRPO")
+        if isinstance(args, CovGRPOConfig):
+            # The configuration checked itself when it was made; it may have been changed since.
+            self.entropy_control = args.make_entropy_control()
+            if self.entropy_control is not None and args.entropy_control_pool == "step" and args.world_size > 1:
+                raise NotImplementedError(
+                    f'`entropy_control_pool="step"` does not yet select over several processes, and this run has '
+                    f'{args.world_size}. Use `entropy_control_pool="micro_batch"`, which selects on each process.'
+                )
+        else:
+            self.entropy_control = None
+            warnings.warn(
+                "CovGRPOTrainer got a GRPOConfig: entropy control is off and this is plain GRPO. Pass a CovGRPOConfig "
+                "to switch it on.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._loss_call: _LossCall | None = None
+        self._step_window: _StepWindow | None = None
+        super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
+        if isinstance(args, CovGRPOConfig):
+            self.epsilon_low, self.epsilon_high = args.ratio_clip()
+        if self.entropy_control is None:
+            self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
+
+    # Rollout: name the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.entropy_control is not None:
+            rows = len(output["completion_ids"])
+            first = self.accelerator.process_index * rows
+            output["row_ids"] = torch.arange(first, first + rows, device=output["completion_ids"].device)
+        return output
+
+    def _compute_loss(self, model, inputs):
+        if self.entropy_control is None or not self.model.training:
+            return super()._compute_loss(model, inputs)
+
+        if self._step_window is None or self._step_window.step != self.state.global_step:
+            self._step_window = _StepWindow(self, model)
+        window = self._step_window
+        call = self._loss_call = _LossCall(self, window, inputs)
+        try:
+            loss = super()._compute_loss(model, call.inputs)
+        finally:
+            self._loss_call = None
+        call.check_contract()
+
+        loss = loss + call.penalty() if call.edit.penalty is not None else loss
+        if call.edit.advantages is not None:
+            call.restore_clip_metrics()
+
+        window.position += 1
+        if window.position == window.size:
+            for name, value in window.metrics.means(self.accelerator).items():
+                self._metrics["train"][f"entropy_control/{name}"].append(value)
+            self._step_window = None
+        return loss
+
+    # TRL's one forward pass. TRL reads the advantages after it, so this is where the control acts.
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss_call is not None:
+            logps, entropies = self._loss_call.after_forward(logps, entropies)
+        return logps, entropies, aux_loss
+
+    # Two masks that TRL multiplies the policy loss by: the penalty gets them as well.
+    def get_high_entropy_mask(self, *args, **kwargs):
+        mask = super().get_high_entropy_mask(*args, **kwargs)
+        if self._loss_call is not None:
+            self._loss_call.loss_masks.append(mask)
+        return mask
+
+    def get_off_policy_mask(self, *args, **kwargs):
+        mask = super().get_off_policy_mask(*args, **kwargs)
+        if self._loss_call is not None:
+            self._loss_call.loss_masks.append(mask)
+        return mask
+
+    def _score_micro_batch(self, model, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities of a micro-batch's completion tokens under the current policy.
+
+        A forward pass without gradient, (B, T), nats. Only a strictly on-policy step of several micro-batches needs it:
+        otherwise TRL has the rollout's log-probabilities, or the loss's own forward pass covers the whole step.
+        """
+        with torch.no_grad():
+            logps, _, _ = super()._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+                **{name: inputs[name] for name in _FORWARD_INPUTS & inputs.keys()},
+            )
+        return logps
+
+    def _token_batch(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None = None) -> TokenBatch:
+        """The tokens of a micro-batch (or of several, concatenated) as a control sees them.
+
+        Args:
+            inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
+            logps (`Tensor` of shape (B, T)): log-probabilities to score the tokens by.
+            entropies (`Tensor` of shape (B, T), *optional*): their entropies.
+        """
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        old_logps = inputs.get("old_per_token_logps")
+        old_logps = logps.detach() if old_logps is None else old_logps
+        advantages = inputs["advantages"]
+        advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+        clipped = None
+        if self.loss_type in CLIPPED_LOSS_TYPES and self.importance_sampling_level == "token":
+            low, high = clipped_sides(
+                logps - old_logps, advantages, self.epsilon_low, self.epsilon_high, self.args.delta
+            )
+            clipped = low | high
+        # Autocast computes the logits in the reduced type although the log-probabilities come out as float32.
+        compute_dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
+        return TokenBatch(
+            logps=logps,
+            old_logps=old_logps,
+            advantages=advantages,
+            mask=mask,
+            row_ids=inputs["row_ids"],
+            entropies=None if entropies is None else entropies.detach(),
+            clipped=clipped,
+            # Odd multiplier, so that the steps of one seed and the seeds of one step all differ.
+            seed=self.args.seed * 0x9E3779B97F4A7C15 + self.state.global_step,
+            precision=torch.finfo(compute_dtype).eps,
+        )
+
+    def _check_finite(self, batch: TokenBatch) -> None:
+        """Raise FloatingPointError, on all ranks, if a valid token has a log-probability or advantage not finite."""
+        bad = torch.stack(
+            [
+                (~batch.logps.isfinite() & batch.mask).sum(),
+                (~batch.old_logps.isfinite() & batch.mask).sum(),
+                (~batch.advantages.isfinite() & batch.mask).sum(),
+                batch.mask.sum(),
+            ]
+        )
+        logps, old_logps, advantages, tokens = self.accelerator.reduce(bad, reduction="sum").tolist()
+        if logps or old_logps or advantages:
+            raise FloatingPointError(
+                f"Optimizer step {self.state.global_step + 1}: of {tokens} valid completion tokens in this micro-batch, "
+                f"{logps} have a log-probability that is not finite, {old_logps} a rollout log-probability that is not "
+                f"finite and {advantages} an advantage that is not finite. The weights are still those of step "
+                f"{self.state.global_step}. Look for an overflow (a lower learning rate, bf16 instead of fp16) or for "
+                "a reward function that returns NaN or infinity."
+            )
+
+
+class _StepWindow:
+    """One optimizer step: the tokens that the control selected in it, and its metrics."""
+
+    def __init__(self, trainer: CovGRPOTrainer, model):
+        self.trainer = trainer
+        self.step = trainer.state.global_step
+        self.size = trainer.current_gradient_accumulation_steps
+        self.position = 0
+        self.metrics = StepMetrics(trainer.accelerator.device)
+        self.micro_batches: list[dict[str, Any]] = []
+        self.selected: Tensor | None = None
+        if trainer.args.entropy_control_pool == "step" and self.size > 1:
+            self._select_step(model)
+
+    def _select_step(self, model) -> None:
+        """Select over all micro-batches of the step before the first of them is trained on."""
+        trainer = self.trainer
+        first = trainer._step % trainer.args.steps_per_generation
+        self.micro_batches = trainer._buffered_inputs[first : first + self.size]
+        if len(self.micro_batches) < self.size:
+            raise RuntimeError(
+                f"Optimizer step {trainer.state.global_step + 1} has {self.size} micro-batches, but only "
+                f"{len(self.micro_batches)} of them belong to the current rollout (TRL {trl.__version__}): a pool "
+                'over the step is not possible. Use `entropy_control_pool="micro_batch"`.'
+            )
+        keys = ["completion_mask", "advantages", "row_ids"]
+        keys += [key for key in ("tool_mask", "old_per_token_logps") if key in self.micro_batches[0]]
+        pool = {key: torch.cat([inputs[key] for inputs in self.micro_batches]) for key in keys}
+        if "old_per_token_logps" in pool:
+            scores = pool["old_per_token_logps"]
+        else:
+            scores = torch.cat([trainer._score_micro_batch(model, inputs) for inputs in self.micro_batches])
+        batch = trainer._token_batch(pool, scores)
+        trainer._check_finite(batch)
+        self.selected = self._select(batch)
+
+    def _select(self, pool: TokenBatch) -> Tensor:
+        selection: Selection = self.trainer.entropy_control.select(pool)
+        self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selection.selected))
+        self.metrics.add(selection.metrics)
+        return selection.selected
+
+    def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:
+        """The selected tokens of the micro-batch at hand, (B, T), bool."""
+        if self.selected is not None:
+            if self.micro_batches[self.position]["completion_ids"] is not inputs["completion_ids"]:
+                raise RuntimeError(
+                    f"Micro-batch {self.position + 1} of {self.size} is not the one in TRL's rollout buffer (TRL "
+                    f"{trl.__version__}): the selection made for the step does not fit it. Use "
+                    '`entropy_control_pool="micro_batch"` with a trainer that changes the inputs of the loss.'
+                )
+            rows = inputs["completion_ids"].size(0)
+            return self.selected[self.position * rows : (self.position + 1) * rows]
+        old_logps = inputs.get("old_per_token_logps")
+        if self.trainer.args.entropy_control_pool == "step" and old_logps is not None:
+            # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
+            batch = self.trainer._token_batch(inputs, old_logps)
+        return self._select(batch)
+
+
+class _LossCall:
+    """One call of TRL's loss on a micro-batch, with the advantages withheld until the control has seen the forward."""
+
+    def __init__(self, trainer: CovGRPOTrainer, window: _StepWindow, inputs: dict[str, Any]):
+        self.trainer = trainer
+        self.window = window
+        self.original = inputs
+        # A copy: TRL replays the buffered inputs when num_iterations > 1.
+        self.inputs = _WithheldInputs(inputs)
+        self.loss_masks: list[Tensor] = []
+        self.batch: TokenBatch | None = None
+        self.edit: TokenEdit | None = None
+
+    def after_forward(self, logps: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the control act and hand TRL what it continues with: log-probs, entropies and (by `inputs`) advantages."""
+        if self.batch is not None:
+            raise RuntimeError(
+                f"TRL {trl.__version__} makes a second forward pass in its loss; entropy_trl knows one. Use a TRL "
+                "version that entropy_trl was tested with."
+            )
+        self.batch = self.trainer._token_batch(self.original, logps, entropies)
+        self.trainer._check_finite(self.batch)
+        with torch.no_grad():
+            selected = self.window.selected_in(self.original, self.batch)
+        self.edit = self.trainer.entropy_control.edit(self.batch, selected)
+        self.window.metrics.add(self.edit.metrics)
+
+        edited = self.edit.advantages
+        self.inputs.release(self.original["advantages"] if edited is None else edited.detach())
+        if "old_per_token_logps" in self.inputs:
+            self.inputs["old_per_token_logps"] = self.batch.old_logps
+        return self.batch.logps, entropies.where(self.batch.mask, 0.0)
+
+    def check_contract(self) -> None:
+        """Raise RuntimeError unless TRL did what the control relies on."""
+        if self.edit is None:
+            problem = "computed its loss without `_get_per_token_logps_and_entropies`"
+        elif not self.inputs.advantages_read:
+            problem = "computed its loss without reading the advantages"
+        else:
+            return
+        raise RuntimeError(
+            f"TRL {trl.__version__} {problem}: the entropy control did not act. Use a TRL version that entropy_trl was "
+            "tested with, or set `entropy_control=None`."
+        )
+
+    def penalty(self) -> Tensor:
+        """The control's penalty, reduced to a scalar with the weights that TRL's loss gives the tokens."""
+        trainer, penalty = self.trainer, self.edit.penalty
+        accumulation_steps = trainer.current_gradient_accumulation_steps
+        step_items = (
+            self.original["num_items_in_batch"].clamp(min=1.0)
+            / trainer.accelerator.num_processes
+            * accumulation_steps
+            / trainer.args.steps_per_generation
+        )
+        weights = token_weights(
+            trainer.loss_type,
+            self.batch.mask,
+            accumulation_steps=accumulation_steps,
+            max_completion_length=trainer.max_completion_length,
+            step_items=step_items,
+            dtype=penalty.dtype,
+        )
+        for mask in self.loss_masks:
+            weights = weights * mask
+        penalty = (weights * penalty).sum()
+        # The share of each micro-batch in the loss is in its weights already, so the step's penalty is their sum; and
+        # DDP averages over the ranks. Hence the count: one a step and rank.
+        share = torch.tensor(1.0 / self.window.size)
+        self.window.metrics.add({"penalty": (penalty.detach(), share)})
+        return penalty
+
+    def restore_clip_metrics(self) -> None:
+        """Log TRL's clip metrics of the advantages as they were: TRL has computed them from the edited ones."""
+        trainer, batch, metrics = self.trainer, self.batch, self.trainer._metrics["train"]
+        if trainer.loss_type in CLIPPED_LOSS_TYPES:
+            low, high = clipped_sides(batch.log_ratio, batch.advantages, trainer.epsilon_low, trainer.epsilon_high)
+            metrics["clip_ratio/low_mean"][-1] = self._token_mean(low)
+            metrics["clip_ratio/high_mean"][-1] = self._token_mean(high)
+            metrics["clip_ratio/region_mean"][-1] = self._token_mean(low | high)
+            # By row; a row without tokens has no ratio and does not count.
+            rows = [side.where(batch.mask, False).sum(-1) / batch.mask.sum(-1) for side in (low, high)]
+            low_rows, high_rows = (trainer.accelerator.gather(share) for share in rows)
+            metrics["clip_ratio/low_min"][-1] = nanmin(low_rows).item()
+            metrics["clip_ratio/high_max"][-1] = nanmax(high_rows).item()
+        elif trainer.loss_type == "cispo":
+            clipped = (batch.log_ratio.detach().exp() > trainer.epsilon_high) & (batch.advantages > 0)
+            metrics["cispo_clip_ratio"][-1] = self._token_mean(clipped)
+        elif trainer.loss_type == "vespo":
+            weights = trainer.get_gamma_weights(
+                advantages=batch.advantages,
+                log_ratio_per_token=batch.log_ratio,
+                mask=batch.mask,
+                importance_sampling_ratio=self.original.get("importance_sampling_ratio"),
+                k_pos=trainer.args.vespo_k_pos,
+                lambda_pos=trainer.args.vespo_lambda_pos,
+                k_neg=trainer.args.vespo_k_neg,
+                lambda_neg=trainer.args.vespo_lambda_neg,
+            )
+            sums = torch.stack([weights.sum(), weights.new_tensor(weights.numel())])
+            total, count = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+            metrics["vespo/phi_seq_mean"][-1] = total / max(count, 1)
+
+    def _token_mean(self, values: Tensor) -> float:
+        """Mean over the valid tokens of all ranks."""
+        mask = self.batch.mask
+        sums = torch.stack([(values & mask).sum(), mask.sum()]).double()
+        total, count = self.trainer.accelerator.reduce(sums, reduction="sum").tolist()
+        return total / max(count, 1.0)
+
+
+class _WithheldInputs(dict):
+    """TRL's inputs of the loss without the advantages, until they are released."""
+
+    def __init__(self, inputs: dict[str, Any]):
+        super().__init__(inputs)
+        del self["advantages"]
+        self.advantages_read = False
+
+    def release(self, advantages: Tensor) -> None:
+        self["advantages"] = advantages
+
+    def __getitem__(self, key):
+        if key == "advantages":
+            self.advantages_read = True
+        return super().__getitem__(key)
+
+    def __missing__(self, key):
+        if key == "advantages":
+            raise RuntimeError(
+                f"TRL {trl.__version__} reads the advantages before its forward pass: the entropy control cannot act. "
+                "Use a TRL version that entropy_trl was tested with, or set `entropy_control=None`."
+            )
+        raise KeyError(key)

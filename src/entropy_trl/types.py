@@ -1,0 +1,127 @@
+"""What a control reads ([`TokenBatch`]) and what it answers ([`Selection`], [`TokenEdit`]). Needs torch only.
+
+Shapes: `B` completions (rows), `T` completion positions, padded. Log-probabilities and entropies are in nats.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+#: A metric as (sum, count), so that micro-batches and ranks add up before the division.
+MetricSum = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The completion tokens that a control looks at: one micro-batch, or a whole pool of them.
+
+    Padded positions (`mask` false) may hold anything, -inf and NaN included: the constructor replaces them by 0, so
+    that no control needs to think of them and no gradient flows through them.
+
+    Args:
+        logps (`Tensor` of shape (B, T)):
+            `log pi_theta(y_t | s_t)` in nats. In a pool that is scored with the rollout's policy these are the old
+            log-probabilities. May carry gradient.
+        old_logps (`Tensor` of shape (B, T)):
+            `log pi_old(y_t | s_t)` in nats, no gradient. Strictly on-policy it equals `logps.detach()`.
+        advantages (`Tensor` of shape (B,), (B, 1) or (B, T)):
+            Plain advantages, before any division by token counts. Kept as (B, 1) when they are one a row.
+        mask (`Tensor` of shape (B, T)):
+            True (or 1) at the tokens that the loss counts.
+        row_ids (`Tensor` of shape (B,), int64, *optional*):
+            Identity of each row, unique in the pool and independent of how the rows are split and shuffled. Random
+            draws depend on it alone. Defaults to `0..B-1`.
+        entropies (`Tensor` of shape (B, T), *optional*):
+            Entropy of the next-token distribution in nats, no gradient needed.
+        clipped (`Tensor` of shape (B, T), bool, *optional*):
+            Tokens that the loss's own ratio clip already leaves without gradient. Defaults to none.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of this optimizer step's random draws.
+        precision (`float`, *optional*):
+            Unit roundoff of the forward pass that made `logps`; defaults to that of the dtype of `logps`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+
+    logps: Tensor
+    old_logps: Tensor
+    advantages: Tensor
+    mask: Tensor
+    row_ids: Tensor = None  # type: ignore[assignment]  # filled by __post_init__
+    entropies: Tensor | None = None
+    clipped: Tensor | None = None
+    seed: int = 0
+    precision: float = 0.0
+
+    def __post_init__(self):
+        if self.logps.ndim != 2:
+            raise ValueError(f"`logps` must have shape (B, T), got {tuple(self.logps.shape)}.")
+        shape = self.logps.shape
+        for name in ("old_logps", "mask", "entropies", "clipped"):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"`{name}` must have the shape of `logps` {tuple(shape)}, got {tuple(value.shape)}.")
+        advantages = self.advantages.unsqueeze(1) if self.advantages.ndim == 1 else self.advantages
+        if advantages.shape not in (shape, (shape[0], 1)):
+            raise ValueError(
+                f"`advantages` must have shape ({shape[0]},), ({shape[0]}, 1) or {tuple(shape)}, "
+                f"got {tuple(self.advantages.shape)}."
+            )
+        row_ids = torch.arange(shape[0], device=self.logps.device) if self.row_ids is None else self.row_ids
+        if row_ids.shape != shape[:1]:
+            raise ValueError(f"`row_ids` must have shape ({shape[0]},), got {tuple(row_ids.shape)}.")
+
+        mask = self.mask.bool()
+        fixed = {
+            "mask": mask,
+            "row_ids": row_ids,
+            "logps": self.logps.where(mask, 0.0),
+            "old_logps": self.old_logps.detach().where(mask, 0.0),
+            "advantages": advantages.where(mask, 0.0) if advantages.shape == shape else advantages,
+            "precision": self.precision or torch.finfo(self.logps.dtype).eps,
+        }
+        if self.entropies is not None:
+            fixed["entropies"] = self.entropies.where(mask, 0.0)
+        if self.clipped is not None:
+            fixed["clipped"] = self.clipped & mask
+        for name, value in fixed.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """`logps - old_logps`, (B, T), 0 at padding; carries the gradient of `logps`."""
+        return self.logps - self.old_logps
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tokens that a control restrains in a pool.
+
+    Args:
+        selected (`Tensor` of shape (B, T), bool): the tokens; never a padded one.
+        covariance (`Tensor` of shape (B, T)): Eq. 10 of arXiv 2505.22617 over the pool; 0 at padding.
+        metrics (mapping of name to (sum, count)): what the control wants logged of the pool.
+    """
+
+    selected: Tensor
+    covariance: Tensor
+    metrics: Mapping[str, MetricSum] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenEdit:
+    """What a control changes in the loss of one micro-batch. `None` leaves TRL's own value, bit for bit.
+
+    Args:
+        advantages (`Tensor` of shape (B, T), *optional*): advantages for TRL's loss; no gradient flows into them.
+        penalty (`Tensor` of shape (B, T), *optional*): added to the per-token loss under the loss's own token weights.
+        metrics (mapping of name to (sum, count)): what the control wants logged of the micro-batch.
+    """
+
+    advantages: Tensor | None = None
+    penalty: Tensor | None = None
+    metrics: Mapping[str, MetricSum] = field(default_factory=dict)
