@@ -9,7 +9,7 @@ import torch
 import trl
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import nanmax, nanmin
+from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.covariance import covariance_metrics
@@ -55,7 +55,7 @@ class CovGRPOTrainer(GRPOTrainer):
 
     def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, *trainer_args, **trainer_kwargs):
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = CovGRPOConfig(f"{name.split('/')[-1]}-CovGRPO")
         if isinstance(args, CovGRPOConfig):
             # The configuration checked itself when it was made; it may have been changed since.

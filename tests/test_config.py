@@ -1,0 +1,164 @@
+"""What CovGRPOConfig refuses, warns about, and takes for the ratio clip."""
+
+import json
+import math
+import warnings
+
+import pytest
+from trl import GRPOConfig
+
+from entropy_trl import CONTROLS, ClipCov, CovGRPOConfig, KLCov, build_control
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # KL-Cov that can never act.
+        ({"entropy_control": "kl_cov", "steps_per_generation": 1}, ["steps_per_generation=8", "num_iterations"]),
+        (
+            {"entropy_control": "kl_cov", "steps_per_generation": 4, "gradient_accumulation_steps": 4},
+            ["gradient_accumulation_steps` (4)", "steps_per_generation=32"],
+        ),
+        (
+            {"entropy_control": "kl_cov", "steps_per_generation": 1, "use_vllm": True},
+            ["can never act", "num_iterations"],
+        ),
+        # Pools that cannot be.
+        (
+            {"entropy_control_pool": "micro_batch", "per_device_train_batch_size": 1, "steps_per_generation": 4},
+            ["one sequence", "per_device_train_batch_size"],
+        ),
+        (
+            {"steps_per_generation": 2, "gradient_accumulation_steps": 4},
+            ["steps_per_generation` (2)", "gradient_accumulation_steps` (4)"],
+        ),
+        (
+            {"steps_per_generation": 6, "gradient_accumulation_steps": 4},
+            ["steps_per_generation` (6)", "micro_batch"],
+        ),
+        ({"entropy_control_pool": "steps"}, ["'steps'", "did you mean 'step'", "'micro_batch'"]),
+        # Hyper-parameters.
+        *(
+            ({"entropy_control_kwargs": {"fraction": fraction}}, [repr(float(fraction)), "(0, 1]"])
+            for fraction in (0.0, -0.1, 1.5, math.nan, 20)
+        ),
+        ({"entropy_control_kwargs": {"fraction": "a lot"}}, ["'a lot'", "number"]),
+        ({"entropy_control_kwargs": {"fraction": True}}, ["True", "number"]),
+        ({"entropy_control_kwargs": {"cov_low": 5.0, "cov_high": 1.0}}, ["(5.0, 1.0)"]),
+        ({"entropy_control_kwargs": {"cov_low": 1.0, "cov_high": 1.0}}, ["empty"]),
+        ({"entropy_control_kwargs": {"cov_low": math.nan}}, ["empty"]),
+        ({"entropy_control_kwargs": {"cov_low": -math.inf}}, ["finite"]),
+        ({"entropy_control": "kl_cov", "entropy_control_kwargs": {"coef": -1}}, ["-1.0", "negative"]),
+        ({"entropy_control": "kl_cov", "entropy_control_kwargs": {"coef": math.inf}}, ["inf"]),
+        ({"entropy_control_kwargs": {"selection": "rand"}}, ["'rand'", "'random'"]),
+        # Names.
+        ({"entropy_control": "clipcov"}, ["'clipcov'", "did you mean 'clip_cov'", "'kl_cov'"]),
+        ({"entropy_control_kwargs": {"fractoin": 0.1}}, ["'fractoin'", "did you mean 'fraction'", "'cov_low'"]),
+        ({"entropy_control_kwargs": {"coef": 1.0}}, ["'coef'", "'clip_cov'"]),
+        ({"entropy_control_kwargs": "fraction=0.1"}, ["fraction=0.1", "mapping"]),
+        ({"entropy_control": None, "entropy_control_kwargs": {"fraction": 0.1}}, ["off", "clip_cov"]),
+        # Losses in which a token cannot be taken out.
+        ({"importance_sampling_level": "sequence"}, ["sequence", "kl_cov"]),
+    ],
+)
+def test_refused_with_the_value_the_reason_and_the_fix(make_config, overrides, words):
+    with pytest.raises(ValueError) as error:
+        make_config(**overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"entropy_control": "kl_cov", "steps_per_generation": 2},
+        {"entropy_control": "kl_cov", "steps_per_generation": 1, "num_iterations": 2},
+        {"entropy_control": "kl_cov", "importance_sampling_level": "sequence"},
+        {"entropy_control": "clip_cov", "steps_per_generation": 1},
+        {"per_device_train_batch_size": 1, "steps_per_generation": 4},
+        {"entropy_control": None, "steps_per_generation": 2, "gradient_accumulation_steps": 4},
+        {"entropy_control": None, "importance_sampling_level": "sequence"},
+    ],
+)
+def test_accepted(make_config, overrides):
+    make_config(**overrides)
+
+
+def test_a_change_after_construction_is_checked_by_the_trainer(make_trainer, make_config, monkeypatch):
+    config = make_config()
+    config.entropy_control = "kl_cov"
+    config.gradient_accumulation_steps = 2
+    with pytest.raises(ValueError, match="can never act"):
+        config.make_entropy_control()
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_none_means_off(make_config, word):
+    assert make_config(entropy_control=word).entropy_control is None
+
+
+def test_defaults_are_the_papers():
+    assert ClipCov() == ClipCov(fraction=2e-4, cov_low=1.0, cov_high=5.0, selection="covariance")
+    assert KLCov() == KLCov(fraction=2e-3, coef=1.0, selection="covariance")
+    fields = CovGRPOConfig.__dataclass_fields__
+    assert fields["entropy_control"].default == "clip_cov"
+    assert fields["entropy_control_pool"].default == "step"
+    assert fields["epsilon"].default is None
+
+
+@pytest.mark.parametrize("text", ["2e-3", 0.002, "0.002"])
+def test_numbers_may_be_text(text):
+    assert build_control("kl_cov", {"fraction": text}) == KLCov(fraction=2e-3)
+
+
+def test_kwargs_may_be_json(make_config):
+    config = make_config(entropy_control="kl_cov", entropy_control_kwargs='{"fraction": 0.01, "coef": 2}')
+    assert config.make_entropy_control() == KLCov(fraction=0.01, coef=2.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clip"),
+    [
+        ({"entropy_control": None}, (0.2, 0.2)),
+        ({"entropy_control": "clip_cov"}, (1.0, 1.0)),
+        ({"entropy_control": "kl_cov"}, (math.inf, math.inf)),
+        ({"entropy_control": "kl_cov", "epsilon": 0.2}, (0.2, 0.2)),
+        ({"entropy_control": "clip_cov", "epsilon": 0.2, "epsilon_high": 0.28}, (0.2, 0.28)),
+        ({"entropy_control": "clip_cov", "epsilon_high": 0.28}, (1.0, 0.28)),
+        ({"entropy_control": None, "epsilon_high": 0.28}, (0.2, 0.28)),
+        ({"entropy_control": "clip_cov", "loss_type": "cispo"}, (1.0, 2.0)),
+        ({"entropy_control": "kl_cov", "loss_type": "cispo"}, (math.inf, math.inf)),
+        ({"entropy_control": "kl_cov", "loss_type": "cispo", "epsilon_high": 5.0}, (math.inf, 5.0)),
+    ],
+)
+def test_epsilon_defaults_to_the_published_range(make_trainer, overrides, clip):
+    trainer = make_trainer(**overrides)
+    assert (trainer.epsilon_low, trainer.epsilon_high) == clip
+
+
+def test_a_percentage_is_suspected(make_config):
+    big = {"per_device_train_batch_size": 8, "max_completion_length": 2000}
+    with pytest.warns(UserWarning, match="percentages"):
+        make_config(entropy_control_kwargs={"fraction": 0.2}, **big)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_config(entropy_control_kwargs={"fraction": 0.05}, **big)
+        make_config(entropy_control_kwargs={"fraction": 0.2})  # a pool of 48 tokens
+
+
+def test_survives_a_round_trip_through_a_file(make_config, tmp_path):
+    config = make_config(entropy_control="kl_cov", entropy_control_kwargs={"fraction": 0.01})
+    values = json.loads(config.to_json_string())
+    assert values["entropy_control"] == "kl_cov"
+    assert values["entropy_control_kwargs"] == {"fraction": 0.01}
+    assert values["epsilon"] is None
+
+
+def test_has_every_field_of_grpo_config():
+    assert GRPOConfig.__dataclass_fields__.keys() < CovGRPOConfig.__dataclass_fields__.keys()
+
+
+def test_every_control_says_what_the_trainer_asks():
+    for control in CONTROLS.values():
+        assert len(control.published_epsilon) == 2
+        assert isinstance(control.acts_on_policy, bool) and isinstance(control.drops_tokens, bool)

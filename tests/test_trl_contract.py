@@ -1,0 +1,174 @@
+"""What entropy_trl relies on in TRL. When a TRL release breaks one of these, this file says which."""
+
+import importlib.metadata
+import inspect
+
+import pytest
+import torch
+import trl
+from packaging.requirements import Requirement
+from trl import GRPOConfig, GRPOTrainer
+
+from entropy_trl import CovGRPOTrainer, clipped_sides, token_weights
+
+
+LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
+
+
+def test_trl_is_in_the_tested_range():
+    requirements = [Requirement(r) for r in importlib.metadata.requires("entropy-trl")]
+    (requirement,) = [r for r in requirements if r.name == "trl"]
+    assert requirement.specifier.contains(trl.__version__)
+
+
+def test_the_methods_we_override_are_there():
+    for name in (
+        "_compute_loss",
+        "_get_per_token_logps_and_entropies",
+        "_generate_and_score_completions",
+        "get_high_entropy_mask",
+        "get_off_policy_mask",
+        "get_gamma_weights",
+    ):
+        assert callable(getattr(GRPOTrainer, name))
+    parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    assert list(parameters)[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+    assert "pixel_values" in parameters and "completion_ids" not in parameters
+
+
+def test_all_loss_types_are_known():
+    documented = GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    assert all(f"'{loss_type}'" in documented or f"`{loss_type}`" in documented for loss_type in LOSS_TYPES), documented
+
+
+class Recorder(dict):
+    def __init__(self, inputs, events):
+        super().__init__(inputs)
+        self.events = events
+
+    def __getitem__(self, key):
+        self.events.append(key)
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_one_forward_and_then_the_advantages(make_trainer, loss_inputs, monkeypatch, loss_type):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig, loss_type=loss_type)
+    logps, inputs = loss_inputs()
+    events = []
+
+    def forward(*args, **kwargs):
+        events.append("forward")
+        return logps, torch.ones_like(logps), None
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", forward)
+    trainer._compute_loss(trainer.model, Recorder(inputs, events))
+    assert events.count("forward") == 1
+    assert events.index("forward") < events.index("advantages")
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_advantages_may_be_per_token(make_trainer, set_forward, loss_inputs, loss_type):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig, loss_type=loss_type)
+    logps, inputs = loss_inputs()
+    set_forward(logps)
+    expanded = inputs | {"advantages": inputs["advantages"][:, None].expand(logps.shape)}
+    results = []
+    for each in (inputs, expanded):
+        loss = trainer._compute_loss(trainer.model, each)
+        results.append((loss.detach(), *torch.autograd.grad(loss, logps)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_token_weights_are_those_of_the_loss(make_trainer, set_forward, loss_inputs, loss_type, accumulation):
+    # At ratio 1 and A = -1 every loss type's derivative by a token's log-prob is the token's weight.
+    trainer = make_trainer(
+        GRPOTrainer,
+        GRPOConfig,
+        loss_type=loss_type,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=4,
+        epsilon_high=2.0,
+    )
+    logps, inputs = loss_inputs(drift=0.0)
+    inputs["advantages"] = -torch.ones_like(inputs["advantages"])
+    set_forward(logps)
+    trainer.model.train()
+    (gradient,) = torch.autograd.grad(trainer._compute_loss(trainer.model, inputs), logps)
+    weights = token_weights(
+        loss_type,
+        inputs["completion_mask"].bool(),
+        accumulation_steps=accumulation,
+        max_completion_length=trainer.max_completion_length,
+        step_items=inputs["num_items_in_batch"] * accumulation / 4,
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(weights, gradient, rtol=1e-6, atol=0)
+    assert weights.count_nonzero() == inputs["completion_mask"].sum()
+
+
+def test_unknown_loss_type_is_refused():
+    with pytest.raises(ValueError, match="'new'"):
+        token_weights("new", torch.ones(1, 1), accumulation_steps=1, max_completion_length=1, step_items=1)
+
+
+@pytest.mark.parametrize("delta", [None, 1.5])
+def test_clipped_tokens_are_those_without_gradient(make_trainer, set_forward, loss_inputs, delta):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig, epsilon=0.2, epsilon_high=0.28, delta=delta)
+    logps, inputs = loss_inputs(rows=16, length=20, drift=0.5)
+    set_forward(logps)
+    (gradient,) = torch.autograd.grad(trainer._compute_loss(trainer.model, inputs), logps)
+    log_ratio = logps - inputs["old_per_token_logps"]
+    negative, positive = clipped_sides(log_ratio, inputs["advantages"][:, None], 0.2, 0.28, delta)
+    mask = inputs["completion_mask"].bool()
+    assert torch.equal((gradient == 0) & mask, (negative | positive) & mask)
+    assert (negative & mask).any() and (positive & mask).any()
+
+
+def test_rows_keep_their_identity_through_shuffle_and_split(make_trainer):
+    seen = []
+
+    class Trainer(CovGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            seen.append((self.state.global_step, inputs["row_ids"].tolist()))
+            return super()._compute_loss(model, inputs)
+
+    make_trainer(Trainer, max_steps=2).train()
+    assert sorted(seen[0][1] + seen[1][1]) == list(range(16))
+    assert seen[0][1] != list(range(8))  # TRL shuffles, or the test shows nothing
+
+
+def broken(events):
+    """A stand-in for a future TRL's `_compute_loss` that meets the control with the given events."""
+
+    def compute_loss(self, model, inputs):
+        for event in events:
+            if event == "forward":
+                self._get_per_token_logps_and_entropies(model, None, None, 1)
+            else:
+                inputs["advantages"]
+        return torch.zeros(())
+
+    return compute_loss
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([], "without `_get_per_token_logps_and_entropies`"),
+        (["advantages", "forward"], "before its forward pass"),
+        (["forward"], "without reading the advantages"),
+        (["forward", "forward", "advantages"], "second forward pass"),
+    ],
+)
+def test_a_trl_that_differs_is_a_loud_error(make_trainer, set_forward, loss_inputs, monkeypatch, events, message):
+    trainer = make_trainer()
+    logps, inputs = loss_inputs()
+    set_forward(logps)
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", broken(events))
+    trainer.model.train()
+    with pytest.raises(RuntimeError, match=message) as error:
+        trainer._compute_loss(trainer.model, inputs)
+    assert trl.__version__ in str(error.value)
