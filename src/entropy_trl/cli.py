@@ -1,0 +1,343 @@
+"""The command line: `entropy-trl train`, `entropy-trl quickstart`, and what `train.py` runs.
+
+A mistake of the user's (a mistyped key, a missing file, settings that cannot go together) is one line on stderr and
+exit code 2. Only the steps that read what the user wrote are guarded so; anything else that fails keeps its traceback.
+`ENTROPY_TRL_DEBUG=1` shows the traceback of a mistake too.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entropy_trl._version import __version__
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from trl import DatasetMixtureConfig, ModelConfig
+
+    from entropy_trl.config import CovGRPOConfig
+    from entropy_trl.script_args import CovGRPOScriptArguments
+    from entropy_trl.trainer import CovGRPOTrainer
+
+logger = logging.getLogger(__name__)
+
+COMMANDS = {
+    "train": "train a model with entropy control",
+    "quickstart": "see entropy collapse and its cure on an embedded task, on a CPU, in minutes",
+}
+
+
+class UsageError(Exception):
+    """A mistake of the user's, told in one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command `entropy-trl`. Returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="entropy-trl",
+        description="Entropy control for reinforcement learning with verifiable rewards, on Hugging Face TRL.",
+        epilog="commands:\n" + "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"entropy-trl {__version__}")
+    parser.add_argument("command", choices=COMMANDS, help="what to do; `entropy-trl COMMAND --help` lists its options")
+    command = parser.parse_args(argv[:1]).command
+    if command == "train":
+        return train_main(argv[1:], prog="entropy-trl train")
+    return _quickstart_main(argv[1:])
+
+
+def _quickstart_main(argv: Sequence[str]) -> int:
+    from entropy_trl.quickstart import run
+
+    parser = argparse.ArgumentParser(
+        prog="entropy-trl quickstart",
+        description=COMMANDS["quickstart"].capitalize() + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_arguments(parser)
+    return run.main(parser.parse_args(argv))
+
+
+def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """Trains as the command line and its config file say. Returns the exit code: 2 for a mistake of the user's."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not _is_first_rank():  # what every rank would say, the first one says
+        logging.getLogger("entropy_trl").setLevel(logging.ERROR)
+    try:
+        job = _prepare(argv, prog)
+    except UsageError as error:
+        if _is_first_rank():
+            if os.environ.get("ENTROPY_TRL_DEBUG"):
+                traceback.print_exc()
+            print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    _train(job)
+    return 0
+
+
+def _is_first_rank() -> bool:
+    """Whether this process is the one that speaks. Asked before there is a process group, so of the launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _usage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors of these kinds, raised over what the user wrote, into a `UsageError` of one line."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{error.doc!r} is not valid JSON: {error}.") from error
+    except kinds as error:
+        raise UsageError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@dataclass
+class _Job:
+    """A trainer that is ready to run, and what to do around the run."""
+
+    trainer: "CovGRPOTrainer"
+    resume_from_checkpoint: str | bool
+    dataset_name: str | None
+
+
+def _prepare(argv: Sequence[str], prog: str) -> _Job:
+    """Everything up to the first step of training; raises `UsageError`."""
+    script_args, training_args, model_args, mixture_args = parse_train_args(argv, prog)
+    resume_from_checkpoint = _resume_choice(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    _check_model_choice(script_args, model_args)
+    reward_funcs = _reward_functions(script_args)
+    train_dataset = _load_split(script_args, mixture_args, script_args.dataset_train_split)
+    _check_reward_columns(reward_funcs, train_dataset)
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        eval_dataset = _load_split(script_args, mixture_args, script_args.dataset_test_split)
+        _check_reward_columns(reward_funcs, eval_dataset)
+    trainer = _build_trainer(script_args, training_args, model_args, reward_funcs, train_dataset, eval_dataset)
+    return _Job(trainer, resume_from_checkpoint, script_args.dataset_name)
+
+
+def parse_train_args(
+    argv: Sequence[str], prog: str = "train.py"
+) -> "tuple[CovGRPOScriptArguments, CovGRPOConfig, ModelConfig, DatasetMixtureConfig]":
+    """Parses a command line, and the file that its `--config` names, with TRL's parser and dataclasses.
+
+    Values on the command line replace those of the file. Another control named on the command line replaces the file's
+    control whole, so the file's `entropy_control_kwargs` go with it.
+
+    Raises:
+        UsageError: An unknown key (the nearest valid one is named), a value of the wrong type, a file that is missing
+            or is not a YAML mapping, or settings that contradict each other.
+    """
+    import yaml
+    from trl import DatasetMixtureConfig, ModelConfig
+
+    from entropy_trl.config import CovGRPOConfig
+    from entropy_trl.script_args import CovGRPOScriptArguments, TrainParser
+
+    parser = TrainParser(
+        (CovGRPOScriptArguments, CovGRPOConfig, ModelConfig, DatasetMixtureConfig),
+        prog=prog,
+        description="Train with TRL's GRPO and entropy control. `--config FILE.yaml` reads any of the options below "
+        "from a file; options on the command line go first.",
+    )
+    with _usage_errors(ValueError, ImportError, OSError, yaml.YAMLError):
+        return parser.parse(argv)
+
+
+def _load_split(
+    script_args: "CovGRPOScriptArguments", mixture_args: "DatasetMixtureConfig", split: str
+) -> "Dataset | IterableDataset":
+    """One split of the data that the arguments name, with the columns that the trainer reads."""
+    from trl import get_dataset
+
+    from entropy_trl.data import load_rows, prepare_rows
+
+    template = script_args.prompt_template
+    if mixture_args.datasets and script_args.dataset_name:
+        raise UsageError("Both datasets and dataset_name are given: remove one of them.")
+    if mixture_args.datasets:
+        with _usage_errors(ValueError, OSError):
+            mixture = get_dataset(mixture_args)
+            if split not in mixture:
+                raise UsageError(f"The mixture of datasets has no split {split!r}: set test_split_size to make 'test'.")
+            return prepare_rows(mixture[split], name="datasets", prompt_template=template)
+    if script_args.dataset_name:
+        with _usage_errors(ValueError, OSError):
+            return load_rows(
+                script_args.dataset_name,
+                split=split,
+                config=script_args.dataset_config,
+                streaming=script_args.dataset_streaming,
+                prompt_template=template,
+            )
+    if script_args.dataset_factory is None:
+        raise UsageError("No data: give --dataset_name (a file, a folder or a hub data set), or --dataset_factory.")
+    if split != script_args.dataset_train_split:
+        raise UsageError("dataset_factory makes training rows only: set eval_strategy to 'no', or give --dataset_name.")
+    return _import_object(script_args.dataset_factory, "dataset_factory")()
+
+
+def _reward_functions(script_args: "CovGRPOScriptArguments") -> list[Any]:
+    """The reward functions by name or dotted path, after the reward model if there is one."""
+    from trl import rewards as trl_rewards
+
+    from entropy_trl.rewards import math_reward
+
+    known: dict[str, Callable[..., Any]] = {
+        "math_reward": math_reward,
+        "accuracy_reward": trl_rewards.accuracy_reward,
+        "reasoning_accuracy_reward": trl_rewards.reasoning_accuracy_reward,
+        "think_format_reward": trl_rewards.think_format_reward,
+        "get_soft_overlong_punishment": trl_rewards.get_soft_overlong_punishment(
+            max_completion_len=1280, soft_punish_cache=256
+        ),
+    }
+    functions: list[Any] = []
+    if script_args.reward_model_name_or_path:
+        functions.append(script_args.reward_model_name_or_path)
+    for name in script_args.reward_funcs:
+        if name in known:
+            functions.append(known[name])
+        elif "." in name:
+            functions.append(_import_object(name, "reward_funcs"))
+        else:
+            raise UsageError(
+                f"Unknown reward function {name!r} in reward_funcs: use one of {', '.join(known)}, or a dotted path "
+                "such as my_module.my_reward."
+            )
+    return functions
+
+
+def _import_object(path: str, option: str) -> Callable[..., Any]:
+    """The function at a dotted path, from an installed module or one in the current folder."""
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UsageError(f"{option}: {path!r} is not a dotted path such as my_module.my_function.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and an import of its own fails
+        raise UsageError(f"{option}: {path!r}: there is no module {error.name!r}.") from error
+    if not callable(vars(module).get(name)):
+        raise UsageError(f"{option}: {path!r}: module {module_name!r} has no function {name!r}.")
+    function: Callable[..., Any] = vars(module)[name]
+    return function
+
+
+def _check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableDataset") -> None:
+    """Refuses data without a column that a reward function cannot do without."""
+    columns = rows.column_names
+    if columns is None:  # streamed rows may not know their columns before they are read
+        columns = list(next(iter(rows)))
+    from_trl = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+    for function in reward_funcs:
+        if not inspect.isroutine(function):
+            continue
+        for parameter in inspect.signature(function).parameters.values():
+            required = parameter.default is parameter.empty and parameter.kind in (
+                parameter.POSITIONAL_OR_KEYWORD,
+                parameter.KEYWORD_ONLY,
+            )
+            if required and parameter.name not in from_trl and parameter.name not in columns:
+                raise UsageError(
+                    f"The reward function {function.__name__} needs a column {parameter.name!r}, which the data does "
+                    f"not have: its columns are {', '.join(map(repr, columns))}."
+                )
+
+
+def _resume_choice(value: str | None, output_dir: str) -> str | bool:
+    """What `--resume_from_checkpoint` means: False, True (the last one in the output folder), or a checkpoint."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if value is None or value.lower() in ("false", "none", "null"):
+        return False
+    if value.lower() == "true":
+        if not Path(output_dir).is_dir() or get_last_checkpoint(output_dir) is None:
+            raise UsageError(f"resume_from_checkpoint is true, but there is no checkpoint in {output_dir!r}.")
+        return True
+    if not (Path(value) / "trainer_state.json").is_file():
+        raise UsageError(f"resume_from_checkpoint: {value!r} is not a checkpoint (it has no trainer_state.json).")
+    return value
+
+
+def _check_model_choice(script_args: "CovGRPOScriptArguments", model_args: "ModelConfig") -> None:
+    if model_args.model_name_or_path is None and script_args.model_factory is None:
+        raise UsageError("No model: give --model_name_or_path (a hub id or a folder), or --model_factory.")
+    name = model_args.model_name_or_path
+    if name is not None and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise UsageError(f"model_name_or_path: there is no folder {name!r}.")
+
+
+def _build_trainer(
+    script_args: "CovGRPOScriptArguments",
+    training_args: "CovGRPOConfig",
+    model_args: "ModelConfig",
+    reward_funcs: list[Any],
+    train_dataset: "Dataset | IterableDataset",
+    eval_dataset: "Dataset | IterableDataset | None",
+) -> "CovGRPOTrainer":
+    from trl import get_peft_config, get_quantization_config
+
+    from entropy_trl.trainer import CovGRPOTrainer
+
+    model: Any = model_args.model_name_or_path
+    tokenizer = None
+    if model is None:
+        model, tokenizer = _import_object(str(script_args.model_factory), "model_factory")()
+    else:
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "attn_implementation": model_args.attn_implementation,
+            "dtype": model_args.dtype,
+            "trust_remote_code": training_args.trust_remote_code,
+            **(training_args.model_init_kwargs or {}),
+        }
+    # TRL and transformers report settings that cannot go together, a missing optional package and a model that cannot
+    # be found with these.
+    with _usage_errors(ValueError, ImportError, OSError, NotImplementedError):
+        return CovGRPOTrainer(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+
+
+def _train(job: _Job) -> None:
+    """Trains, and leaves model, tokenizer, model card and log in the output folder (and on the hub, if asked to)."""
+    trainer = job.trainer
+    output_dir = trainer.args.output_dir
+    trainer.train(resume_from_checkpoint=job.resume_from_checkpoint)
+    trainer.accelerator.print("Training completed.")
+
+    trainer.save_model(output_dir)
+    trainer.save_state()
+    hub_dataset = None if job.dataset_name is None or Path(job.dataset_name).exists() else job.dataset_name
+    trainer.create_model_card(model_name=Path(output_dir).name, dataset_name=hub_dataset)
+    trainer.accelerator.print(f"Model saved to {output_dir}.")
+
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=hub_dataset)
+        trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
+
+    trainer.accelerator.end_training()

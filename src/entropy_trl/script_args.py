@@ -1,0 +1,162 @@
+"""What the `train` command reads: its own arguments, and TRL's parser with stricter reading and plainer errors."""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trl import ScriptArguments, TrlParser
+
+from entropy_trl.data import PROMPT_TEMPLATE
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CovGRPOScriptArguments(ScriptArguments):
+    r"""
+    Arguments of the training script, beside those of [`~trl.ScriptArguments`].
+
+    Args:
+        reward_funcs (`list[str]`, *optional*, defaults to `["math_reward"]`):
+            Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`,
+            `think_format_reward` and `get_soft_overlong_punishment` (with `max_completion_len=1280` and
+            `soft_punish_cache=256`, as in `trl grpo`), or the dotted path of any function.
+        reward_model_name_or_path (`str`, *optional*):
+            Reward model, used beside the reward functions.
+        prompt_template (`str`, *optional*):
+            How a bare problem becomes a prompt: a text with `{problem}`. For files with a column `problem` or
+            `question`; rows with a column `prompt` are used as they are.
+        model_factory (`str`, *optional*):
+            Dotted path of a function without arguments that returns `(model, tokenizer)`. Used when
+            `model_name_or_path` is not given.
+        dataset_factory (`str`, *optional*):
+            Dotted path of a function without arguments that returns a [`~datasets.Dataset`]. Used when neither
+            `dataset_name` nor `datasets` is given.
+    """
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["math_reward"],
+        metadata={
+            "help": "Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`, "
+            "`think_format_reward`, `get_soft_overlong_punishment` (with `max_completion_len=1280` and "
+            "`soft_punish_cache=256`), or dotted paths (`my_lib.rewards.my_reward`)."
+        },
+    )
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Reward model (hub id or folder), used beside the reward functions."}
+    )
+    prompt_template: str = field(
+        default=PROMPT_TEMPLATE,
+        metadata={"help": "Text with `{problem}`: how a column `problem` or `question` becomes a prompt."},
+    )
+    model_factory: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dotted path of a function without arguments that returns (model, tokenizer). Used when "
+            "`--model_name_or_path` is not given."
+        },
+    )
+    dataset_factory: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dotted path of a function without arguments that returns a data set. Used when `--dataset_name` "
+            "is not given."
+        },
+    )
+
+
+class TrainParser(TrlParser):
+    """TRL's parser, which refuses what TRL's would let through.
+
+    Unknown keys (TRL's own scripts ignore those of the file), abbreviated ones, and values in the file that the command
+    line would not accept: the values of the file are read as if they had been given on the command line.
+
+    Every method raises ValueError over a mistake of the user's, where argparse would print its whole usage and exit.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self._control_on_command_line: str | None = None
+
+    def parse(self, argv: Sequence[str]) -> Any:
+        """One instance of each dataclass, from the command line and the file that its `--config` names."""
+        argv = [part for argument in argv for part in _split_config(argument)]
+        if argv[-1:] == ["--config"]:
+            raise ValueError("--config needs the name of a file.")
+        if "--config" in argv and not Path(file := argv[argv.index("--config") + 1]).is_file():
+            raise FileNotFoundError(f"Config file {file!r} does not exist.")
+        command_line = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        command_line.add_argument("--entropy_control", "--entropy-control")
+        self._control_on_command_line = command_line.parse_known_args(argv)[0].entropy_control
+        return self.parse_args_and_config(argv)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            raise ValueError(f"Unknown argument{self._nearest(unknown[0].split('=')[0], given=' '.join(unknown))}")
+        return namespace, []
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        actions: dict[str, argparse.Action] = {}
+        for action in self._actions:
+            actions.setdefault(action.dest, action)  # `--no_x` shares its destination with `--x`, which comes first
+        del actions["help"]
+        for key in config:
+            if key not in actions:
+                raise ValueError(f"Unknown key in the config file{self._nearest(key, given=key)}")
+        self._drop_replaced_control(config)
+        return super().set_defaults_with_config(**{key: _read(actions[key], value) for key, value in config.items()})
+
+    def _drop_replaced_control(self, config: dict[str, Any]) -> None:
+        """The file's hyper-parameters are for the file's control: another one from the command line gets its own."""
+        chosen = self._control_on_command_line
+        replaced = config.get("entropy_control", self.get_default("entropy_control"))
+        if chosen not in (None, replaced) and config.get("entropy_control_kwargs"):
+            logger.warning(
+                "--entropy_control %s replaces the config file's %s, whose entropy_control_kwargs %s are not used.",
+                chosen,
+                replaced,
+                config.pop("entropy_control_kwargs"),
+            )
+
+    def _nearest(self, name: str, given: str) -> str:
+        valid = {option.lstrip("-").replace("-", "_") for action in self._actions for option in action.option_strings}
+        near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), valid, n=1)
+        prefix = "--" if name.startswith("-") else ""
+        hint = f"the nearest valid one is {prefix}{near[0]}" if near else "`--help` lists the valid ones"
+        return f": {given} ({hint})."
+
+
+def _split_config(argument: str) -> list[str]:
+    """`--config=FILE` as two arguments, the only form that TRL's parser knows."""
+    return argument.split("=", maxsplit=1) if argument.startswith("--config=") else [argument]
+
+
+def _read(action: argparse.Action, value: Any) -> Any:
+    """A value of the config file, read as the command line would read it; null, mappings and lists as they are."""
+    if action.nargs == "+" and not isinstance(value, list) and value is not None:
+        value = [value]
+    if action.nargs == "+" and isinstance(value, list):
+        return [_read_scalar(action, item) for item in value]
+    return _read_scalar(action, value)
+
+
+def _read_scalar(action: argparse.Action, value: Any) -> Any:
+    if value is None or isinstance(value, (dict, list)) or not callable(action.type):
+        return value
+    try:
+        read = action.type(str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"Config file: {action.dest}: {value!r} is not a valid value ({error}).") from error
+    if action.choices is not None and read not in action.choices:
+        choices = ", ".join(map(str, action.choices))
+        raise ValueError(f"Config file: {action.dest}: {value!r} is not one of {choices}.")
+    return read

@@ -1,0 +1,68 @@
+"""The benchmarks run from end to end at a tiny size and report figures that can be."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(name, argv, output):
+    """Run a benchmark's main() and return the JSON that it wrote."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    report = module.main([*argv, "--device", "cpu", "--output", str(output)])
+    written = json.loads(output.read_text())
+    assert written == json.loads(json.dumps(report, default=str))
+    return written
+
+
+def test_selection(tmp_path, capsys):
+    sizes = [2_000, 20_000, 70_000, 80_000]
+    report = run("selection", ["--tokens", *map(str, sizes), "--repeats", "2"], tmp_path / "selection.json")
+    assert [result["tokens"] for result in report["results"]] == sizes
+    for result in report["results"]:
+        rows, width = result["shape"]
+        assert rows * width / 2.5 < result["tokens"] < rows * width
+        # Library and formula do the same work: the same number of tokens, and KL-Cov the same tokens but for rounding.
+        agreement = result["agreement"]
+        assert agreement["kl_cov_selected"] == int(2e-3 * result["tokens"])
+        assert agreement["kl_cov_overlap"] > 0.97
+        assert agreement["clip_cov_selected"] == agreement["clip_cov_formula_selected"]
+        for times in result["seconds"].values():
+            assert 0 < times["q1"] <= times["median"] <= times["q3"]
+    assert report["exponent"].keys() == report["exponent_large"].keys() == report["results"][0]["seconds"].keys()
+    assert report["target"] is None  # 5e6 tokens were not measured
+    assert "formula time / library time" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_overhead(tmp_path, capsys):
+    sizes = {"vocab_size": 64, "hidden_size": 16, "layers": 1, "rows": 4, "completion_length": 6, "repeats": 2}
+    argv = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    report = run("overhead", argv, tmp_path / "overhead.json")
+    cases = report["cases"]
+    assert list(cases) == [
+        "stock",
+        "off",
+        "clip_cov/step",
+        "clip_cov/micro_batch",
+        "kl_cov/step",
+        "kl_cov/micro_batch",
+        "stock (on-policy)",
+        "clip_cov/step (on-policy)",
+    ]
+    for name in ("stock", "stock (on-policy)"):
+        assert cases[name]["memory_ratio"] == cases[name]["time_ratio"]["wall"]["median"] == 1.0
+    # Weights, gradients and the two moments of Adam: what no measurement of the peak can be below.
+    parameters = 64 * 16 + 16 * (16 + 16 + 16 + 16) + 3 * 16 * round(16 * 4864 / 896)
+    for case in cases.values():
+        assert case["peak_bytes"] > 4 * 4 * parameters
+        assert case["time_ratio"].keys() == case["seconds"].keys() == {"wall", "processor"}
+        assert all(seconds > 0 for seconds in case["seconds"].values())
+    assert cases["off"]["memory_ratio"] == pytest.approx(1.0, abs=1e-3)  # TRL bit for bit
+    assert "memory / stock" in capsys.readouterr().out
