@@ -25,9 +25,7 @@ def covariances(logps, advantages, mask):
     logps = logps.detach()
     mean_logp = sum(float(logps[b, t]) for b, t in where) / len(where)
     mean_advantage = sum(advantage(advantages, b, t) for b, t in where) / len(where)
-    return {
-        (b, t): (float(logps[b, t]) - mean_logp) * (advantage(advantages, b, t) - mean_advantage) for b, t in where
-    }
+    return {(b, t): (float(logps[b, t]) - mean_logp) * (advantage(advantages, b, t) - mean_advantage) for b, t in where}
 
 
 def ratio_clipped(logps, old, advantages, mask, low, high):

@@ -59,6 +59,7 @@ from entropy_trl import CONTROLS, ClipCov, CovGRPOConfig, KLCov, build_control
         ({"entropy_control": None, "entropy_control_kwargs": {"fraction": 0.1}}, ["off", "clip_cov"]),
         # Losses in which a token cannot be taken out.
         ({"importance_sampling_level": "sequence"}, ["sequence", "kl_cov"]),
+        ({"loss_type": "dappo"}, ["'dappo'", "did you mean 'dapo'"]),
     ],
 )
 def test_refused_with_the_value_the_reason_and_the_fix(make_config, overrides, words):

@@ -38,7 +38,7 @@ def importance(inputs):
 
 def high_entropy(inputs):
     valid = inputs["completion_mask"].bool()
-    return ENTROPIES >= ENTROPIES[valid].float().quantile(0.6)
+    return ENTROPIES[valid].float().quantile(0.6) <= ENTROPIES
 
 
 #: name: (configuration, change of the inputs, what the oracle is told)
@@ -227,5 +227,3 @@ def test_real_run(make_trainer, control, pool, feature):
     assert any(log["entropy_control/selected_fraction"] > 0 for log in with_tokens)
     if control == "kl_cov":
         assert max(log["entropy_control/penalty"] for log in steps) > 0
-
-

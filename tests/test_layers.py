@@ -15,8 +15,9 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
-    {"types", "_version"},
-    {"covariance", "selection", "reduction", "metrics"},
+    {"ranks", "_version"},
+    {"types", "selection"},
+    {"covariance", "reduction", "metrics"},
     {"controls"},
     {"config"},
     {"trainer", "rewards", "data", "analysis"},
@@ -55,7 +56,7 @@ def test_only_the_trainer_subclasses_grpo_trainer():
 
 
 def test_core_needs_torch_only():
-    for name in ("types", "covariance", "selection", "reduction"):
+    for name in ("ranks", "types", "covariance", "selection", "reduction"):
         source = (PACKAGE / f"{name}.py").read_text()
         assert not re.search(r"^(from|import) (trl|transformers|accelerate|datasets)", source, re.MULTILINE)
 

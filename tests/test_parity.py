@@ -1,4 +1,4 @@
-"""Loss and gradient of both methods through CovGRPOTrainer equal the authors' formulas (token-mean, micro-batch pool)."""
+"""Loss and gradient of both methods equal the authors' formulas: through TRL's loss, token-mean, micro-batch pool."""
 
 import math
 
@@ -9,7 +9,10 @@ import torch
 
 INF = math.inf
 KL_COV = {"entropy_control": "kl_cov", "entropy_control_kwargs": {"fraction": 0.2, "coef": 0.7}}
-CLIP_COV = {"entropy_control": "clip_cov", "entropy_control_kwargs": {"fraction": 0.2, "cov_low": 0.05, "cov_high": 3.0}}
+CLIP_COV = {
+    "entropy_control": "clip_cov",
+    "entropy_control_kwargs": {"fraction": 0.2, "cov_low": 0.05, "cov_high": 3.0},
+}
 
 MASKS = {
     "padded": None,

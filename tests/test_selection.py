@@ -17,14 +17,15 @@ def expected_top_k(scores, eligible, k):
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30),
     st.integers(0, 35),
     st.booleans(),
 )
 def test_top_k_against_sorting_with_ties(items, k, floating):
     scores, eligible = zip(*items, strict=True)
     tensor = torch.tensor(scores, dtype=torch.float32 if floating else torch.int64)
-    assert top_k_mask(tensor, torch.tensor(eligible), k).tolist() == expected_top_k(scores, eligible, k)
+    marked = top_k_mask(tensor[None], torch.tensor(eligible)[None], k)[0]
+    assert marked.tolist() == expected_top_k(scores, eligible, k)
 
 
 @pytest.mark.parametrize("k", [1, 17, 400, 150_000, 300_000])
@@ -43,7 +44,7 @@ def test_filtered_top_k_is_exact(kind, k):
     eligible = torch.ones(size, dtype=torch.bool)
     if kind == "padded":
         eligible = (torch.rand(size, generator=generator) < 0.001) | (torch.arange(size) < 300)
-    marked = top_k_mask(scores, eligible, k)
+    marked = top_k_mask(scores.view(100, -1), eligible.view(100, -1), k).flatten()
     # A stable sort keeps equal scores in order: an independent statement of the rule.
     order = torch.where(eligible, scores, -torch.inf).sort(descending=True, stable=True).indices
     expected = torch.zeros(size, dtype=torch.bool)
@@ -56,7 +57,7 @@ def test_a_misleading_sample_does_not_cost_exactness():
     size = _FILTER_FROM * 4
     scores = torch.zeros(size)
     scores[1::16] = torch.arange(1.0, size // 16 + 1)
-    marked = top_k_mask(scores, torch.ones(size, dtype=torch.bool), 10)
+    marked = top_k_mask(scores.view(4, -1), torch.ones(4, size // 4, dtype=torch.bool), 10).flatten()
     assert sorted(scores[marked].tolist()) == [float(size // 16 - i) for i in range(9, -1, -1)]
 
 
@@ -85,9 +86,7 @@ def test_draw_is_uniform():
     assert hits.sum() == 20_000
     assert (hits - 400).abs().max() < 95
     # Pairs must be independent too: two tokens are drawn together 4000 * (5*4)/(50*49) = 32.7 times, sd 5.7.
-    together = sum(
-        float(d[0, 0] & d[0, 1]) for d in (draw_mask(eligible, rows, 5, seed=seed) for seed in range(4000))
-    )
+    together = sum(float(d[0, 0] & d[0, 1]) for d in (draw_mask(eligible, rows, 5, seed=seed) for seed in range(4000)))
     assert 10 < together < 60
 
 
@@ -99,3 +98,9 @@ def test_keys_do_not_repeat():
     # Every bit is set in half of the keys: sd of the share is 0.5 / sqrt(300,000) = 0.0009.
     for bit in range(63):
         assert abs(float(((keys >> bit) & 1).double().mean()) - 0.5) < 0.006
+
+
+def test_ties_go_to_the_lowest_row_id_wherever_the_row_is():
+    scores, eligible = torch.zeros(3, 4), torch.ones(3, 4, dtype=torch.bool)
+    marked = top_k_mask(scores, eligible, 6, row_ids=torch.tensor([8, 2, 5]))
+    assert marked.tolist() == [[False] * 4, [True] * 4, [True, True, False, False]]

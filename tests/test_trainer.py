@@ -168,7 +168,9 @@ def test_the_step_pool_needs_no_second_forward_where_scores_exist(make_trainer, 
     calls = []
     score = CovGRPOTrainer._score_micro_batch
     monkeypatch.setattr(
-        CovGRPOTrainer, "_score_micro_batch", lambda self, *args: calls.append(self.state.global_step) or score(self, *args)
+        CovGRPOTrainer,
+        "_score_micro_batch",
+        lambda self, *args: calls.append(self.state.global_step) or score(self, *args),
     )
     cut(make_trainer, CLIP_COV, 4, 2, "step", updates=2)  # scores: the rollout's log-probs
     cut(make_trainer, CLIP_COV, 16, 2, "step", updates=1)  # on-policy, one micro-batch: the loss's own forward
@@ -259,13 +261,6 @@ def test_a_resumed_run_repeats_the_draws(make_trainer, selections, tmp_path, met
     assert [s for s in selections if s[0] >= 4] == drawn
     assert same_weights(through, resumed)
     assert logs(through)[4:6] == logs(resumed)[4:6]
-
-
-def test_several_processes_and_the_step_pool_are_refused_for_now(make_trainer, make_config, monkeypatch):
-    config_class = type(make_config())
-    monkeypatch.setattr(config_class, "world_size", property(lambda self: 2))
-    with pytest.raises(NotImplementedError, match="micro_batch"):
-        make_trainer()
 
 
 @pytest.mark.parametrize("method", CONTROLS)

@@ -1,6 +1,5 @@
 """[`CovGRPOConfig`]: TRL's GRPOConfig plus entropy control."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +7,7 @@ from trl import GRPOConfig
 
 from entropy_trl.controls import CONTROLS, EntropyControl, build_control, nearest
 from entropy_trl.controls.base import warn_if_percentage
+from entropy_trl.reduction import LOSS_TYPES
 
 
 POOLS = {
@@ -30,8 +30,8 @@ class CovGRPOConfig(GRPOConfig):
             paper's value.
         entropy_control_pool (`str`, *optional*, defaults to `"step"`):
             The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
-            does not depend on how the step is cut into micro-batches. `"micro_batch"`: the tokens of one forward pass,
-            as in the authors' code.
+            does not depend on how the step is cut into micro-batches and processes. `"micro_batch"`: the tokens of one
+            forward pass on one process, as in the authors' code.
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -107,7 +107,7 @@ class CovGRPOConfig(GRPOConfig):
     def ratio_clip(self) -> tuple[float, float]:
         """The ratio clip in force, (epsilon_low, epsilon_high); infinite where there is none."""
         if self.entropy_control is None:
-            low = high = next(f.default for f in dataclasses.fields(GRPOConfig) if f.name == "epsilon")
+            low = high = float(GRPOConfig.epsilon)  # a dataclass keeps its defaults as class attributes
         else:
             low, high = CONTROLS[self.entropy_control].published_epsilon
             if self.loss_type == "cispo":  # bounds the ratio, not its distance from 1
@@ -133,11 +133,13 @@ class CovGRPOConfig(GRPOConfig):
         )
 
     def _check_loss(self, control: EntropyControl) -> None:
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"Unknown `loss_type` {self.loss_type!r}{nearest(self.loss_type, LOSS_TYPES)}.")
         if control.drops_tokens and self.importance_sampling_level == "sequence":
             raise ValueError(
                 f"`entropy_control={self.entropy_control!r}` takes single tokens out of the gradient, which "
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
-                "gradient of every token to all of them. Use `importance_sampling_level=\"token\"`, or `kl_cov`."
+                'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
 
     def _check_pool(self) -> None:

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from entropy_trl.ranks import ONE_PROCESS, Ranks
+from entropy_trl.selection import top_sums
 from entropy_trl.types import MetricSum
 
 
 #: The shares of tokens, by descending covariance, whose mean covariance Table 1 of arXiv 2505.22617 reports.
 TABLE_1_FRACTIONS = (2e-4, 2e-3, 2e-2, 0.2, 0.5)
 
+#: Tokens that a reduction in float64 or int64 takes at a time.
+_BLOCK = 1 << 18
 
-def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+
+def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor, ranks: Ranks = ONE_PROCESS) -> Tensor:
     """Covariance contribution of each token of a pool (arXiv 2505.22617, Eq. 10).
 
     `cov_i = (logp_i - mean_j logp_j) * (A_i - mean_j A_j)`, the means taken over the valid tokens `j` of the pool.
@@ -24,49 +29,69 @@ def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         logps (`Tensor` of shape (B, T)): `logp_i`, nats. Any value at padding. No gradient flows through the result.
         advantages (`Tensor` of shape (B, 1) or (B, T)): `A_i`, before any division by token counts.
         mask (`Tensor` of shape (B, T), bool): the valid tokens.
+        ranks (`Ranks`, *optional*): the processes that share the pool. Communication: 4 numbers of 8 bytes.
 
     Returns:
         `Tensor` of shape (B, T), nats times advantage, 0 at padding; float32, or float64 for float64 log-probs.
     """
     dtype = torch.promote_types(logps.dtype, torch.float32)
-    logps = logps.detach().to(dtype).where(mask, 0.0)
-    row_counts = mask.sum(-1)
-    count = row_counts.sum().clamp(min=1)
+    zero = logps.new_zeros((), dtype=dtype)
+    covariance = torch.where(mask, logps.detach().to(dtype), zero)
+    row_counts = torch.cat([block.sum(-1) for block in _row_blocks(mask)])
 
-    # The means are sums in float64, so that they do not depend on the order of the rows. Advantages are shifted by one
-    # of their own values first: then equal advantages have a mean of exactly 0.
+    # The means are sums in float64, so that they do not depend on the order of the rows. Advantages are shifted by
+    # their minimum first: then equal advantages have a mean of exactly 0.
     shifted = advantages.detach().double()
-    if advantages.shape[1] == 1:
-        shifted = shifted - shifted[(row_counts > 0).int().argmax()]
-        mean_advantage = (shifted[:, 0] * row_counts).sum() / count
-    else:
-        shifted = shifted - shifted.flatten()[mask.flatten().int().argmax()]
-        mean_advantage = shifted.where(mask, 0.0).sum() / count
-    mean_logp = logps.sum(dtype=torch.float64) / count
-    covariance = (logps - mean_logp.to(dtype)) * (shifted - mean_advantage).to(dtype)
-    return covariance.where(mask, 0.0)
+    valid = (row_counts > 0)[:, None] if advantages.shape[1] == 1 else mask
+    lowest = torch.where(valid, shifted, torch.inf)
+    shifted = shifted - ranks.min(lowest.min() if lowest.numel() else lowest.new_tensor(torch.inf))
+    weights = row_counts[:, None] if advantages.shape[1] == 1 else 1
+    sums = [
+        torch.stack([block.sum(dtype=torch.float64) for block in _row_blocks(covariance)]).sum(),
+        (shifted.where(valid, 0.0) * weights).sum(),
+        row_counts.sum().double(),
+    ]
+    logp_sum, advantage_sum, count = ranks.sum(torch.stack(sums))
+    mean_logp, mean_advantage = logp_sum / count.clamp(min=1), advantage_sum / count.clamp(min=1)
+    # In place: a fresh tensor of this size costs several times the arithmetic.
+    covariance.sub_(mean_logp.to(dtype)).mul_((shifted - mean_advantage).to(dtype))
+    return torch.where(mask, covariance, zero, out=covariance)
 
 
-def covariance_metrics(covariance: Tensor, mask: Tensor, selected: Tensor) -> dict[str, MetricSum]:
+def _row_blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """`x` in blocks of rows. Reductions to a wider type copy their input to it first: a block's copy is small."""
+    return x.split(max(_BLOCK // max(x.shape[1], 1), 1))
+
+
+def covariance_metrics(
+    covariance: Tensor, mask: Tensor, selected: Tensor, ranks: Ranks = ONE_PROCESS
+) -> dict[str, MetricSum]:
     """The pool's covariance as sums and counts: overall, of the selected tokens, and by quantile (Table 1).
 
     Args:
         covariance (`Tensor` of shape (B, T)): from [`token_covariance`].
         mask (`Tensor` of shape (B, T), bool): the valid tokens.
         selected (`Tensor` of shape (B, T), bool): the tokens that a control restrains.
+        ranks (`Ranks`, *optional*): the processes that share the pool. Communication: see [`top_sums`].
 
     Returns:
         `cov_mean`, `cov_selected_mean`, `selected_fraction` and, for each `q` of `TABLE_1_FRACTIONS`, `cov_top_<q>`:
-        the mean covariance of the `floor(q * N)` (at least one) tokens with the highest covariance.
+        the mean covariance of the `floor(q * N)` (at least one) tokens with the highest covariance. This process's
+        part: sums and counts add up to the pool's.
     """
-    ordered = covariance[mask].sort(descending=True).values
+    values = covariance[mask]
+    tokens, selected_tokens = mask.count_nonzero(), selected.count_nonzero()
     sums = {
-        "cov_mean": (ordered.sum(dtype=torch.float64), mask.sum()),
-        "cov_selected_mean": (covariance.where(selected, 0.0).sum(dtype=torch.float64), selected.sum()),
-        "selected_fraction": (selected.sum(), mask.sum()),
+        "cov_mean": (values.sum(dtype=torch.float64), tokens),
+        "cov_selected_mean": (covariance[selected].sum(dtype=torch.float64), selected_tokens),
+        "selected_fraction": (selected_tokens, tokens),
     }
-    for fraction, top in zip(TABLE_1_FRACTIONS, top_counts(TABLE_1_FRACTIONS, ordered.numel()), strict=True):
-        sums[f"cov_top_{fraction:g}"] = (ordered[:top].sum(dtype=torch.float64), torch.tensor(top))
+    # From the largest share to the smallest. The count of the tokens on top is one of the whole pool: its share of each
+    # process is that process's share of the pool's tokens, so that the counts add up.
+    pool_tokens = int(ranks.sum(tokens))
+    tops = top_counts(TABLE_1_FRACTIONS, pool_tokens)[::-1]
+    for fraction, top, total in zip(TABLE_1_FRACTIONS[::-1], tops, top_sums(values, tops, ranks), strict=True):
+        sums[f"cov_top_{fraction:g}"] = (total, top * tokens / max(pool_tokens, 1))
     return sums
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 #: TRL's loss types whose surrogate is clipped by the probability ratio.
 CLIPPED_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+#: All loss types of TRL 1.16.
+LOSS_TYPES = (*CLIPPED_LOSS_TYPES, "cispo", "sapo", "vespo")
 
 
 def token_weights(

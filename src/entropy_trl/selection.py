@@ -1,62 +1,136 @@
-"""Exact selection of tokens on the device that holds them: the k highest scores, and reproducible random draws."""
+"""Exact selection of tokens on the devices that hold them: the k highest scores, and reproducible random draws.
+
+Over several processes a selection is a radix select: a few histograms of fixed size are summed, whatever the number of
+tokens and however many are selected, and no process sees another's tokens.
+"""
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from entropy_trl.ranks import ONE_PROCESS, Ranks
 
 
 #: Below this many tokens one `topk` is faster than filtering first.
 _FILTER_FROM = 1 << 16
 _SAMPLE = 1 << 14
 
+#: A radix select fixes this many bits of the threshold in each round, with a histogram of 2^bits counts.
+_ROUND_BITS = 11
+_MASK_63 = (1 << 63) - 1
 
-def top_k_mask(scores: Tensor, eligible: Tensor, k: int) -> Tensor:
-    """Mark the `k` eligible entries with the highest scores.
 
-    Exactly `min(k, eligible.sum())` entries are marked. Among equal scores the ones that come first (row-major) win, so
-    that the result does not depend on the device or on the algorithm of `topk`.
+def top_k_mask(
+    scores: Tensor, eligible: Tensor, k: int, row_ids: Tensor | None = None, ranks: Ranks = ONE_PROCESS
+) -> Tensor:
+    """Mark the `k` eligible entries with the highest scores, over all `ranks`.
 
-    Large inputs are filtered first: a strided sample bounds the k-th score from below, and only the entries above the
-    bound are ranked. The bound is verified, so the result is exact whatever the sample says.
+    Exactly `min(k, eligible entries)` entries are marked. Of equal scores the ones with the lowest (row id, position)
+    win, so that the result depends neither on the device, nor on the order of the rows, nor on how they are spread over
+    processes.
 
     Args:
-        scores (`Tensor` of any shape, floating or integer): what to rank. Finite at eligible entries, and above the
-            dtype's minimum.
-        eligible (`Tensor` of the same shape, bool): entries that may be marked.
-        k (`int`): how many.
+        scores (`Tensor` of shape (B, T), floating or non-negative integer): what to rank; not NaN at eligible entries.
+        eligible (`Tensor` of shape (B, T), bool): entries that may be marked.
+        k (`int`): how many, over all processes.
+        row_ids (`Tensor` of shape (B,), int64, *optional*): identity of each row, below 2^31. Defaults to `0..B-1`.
+        ranks (`Ranks`, *optional*): the processes that share the pool.
 
     Returns:
-        `Tensor` of the same shape, bool.
+        `Tensor` of shape (B, T), bool.
     """
-    lowest = -torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).min
-    flat = scores.masked_fill(~eligible, lowest).flatten()
-    marked = torch.zeros_like(flat, dtype=torch.bool)
-    candidates = _candidates(flat, k, lowest)
-    k = min(k, candidates.numel())
-    if k > 0:
-        ranked = flat[candidates]
-        threshold = ranked.topk(k, sorted=False).values.min()
-        above, tied = ranked > threshold, ranked == threshold
-        marked[candidates[above]] = True
-        marked[candidates[tied][: k - int(above.sum())]] = True
+    if k == 0:
+        return torch.zeros_like(eligible)
+    row_ids = torch.arange(scores.shape[0], device=scores.device) if row_ids is None else row_ids
+    if ranks.several:
+        keys, bits = _sortable(scores)
+        (threshold,), (above,) = _kth_keys(keys[eligible], bits, [k], ranks)
+        marked = eligible & (keys > threshold)
+        return marked | _first_of_equals(eligible & (keys == threshold), row_ids, k - above, ranks)
+
+    values, allowed = scores.flatten(), eligible.flatten()
+    marked = torch.zeros_like(allowed)
+    candidates = _candidates(values, allowed, k)
+    if candidates.numel():
+        ranked = values[candidates]
+        lowest = ranked.topk(min(k, candidates.numel()), sorted=False).values.min()
+        higher, tied = candidates[ranked > lowest], candidates[ranked == lowest]
+        first = _order(row_ids, tied // scores.shape[1], tied % scores.shape[1]).argsort()
+        marked[higher] = True
+        marked[tied[first[: k - higher.numel()]]] = True
     return marked.view_as(scores)
 
 
-def _candidates(flat: Tensor, k: int, lowest: float) -> Tensor:
-    """Indices, ascending, of a superset of the `k` highest entries above `lowest`; all of those if fewer."""
-    if flat.numel() >= _FILTER_FROM:
-        sample = flat[:: flat.numel() // _SAMPLE]
-        expected = k * sample.numel() / flat.numel()
+def _candidates(scores: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """Indices of a superset of the `k` highest eligible entries; of all eligible ones if fewer.
+
+    A strided sample bounds the k-th score from below, and only the entries above the bound are ranked. The bound is
+    verified, so the result is right whatever the sample says.
+    """
+    if scores.numel() >= _FILTER_FROM:
+        stride = scores.numel() // _SAMPLE
+        sample = scores[::stride][eligible[::stride]]
+        expected = k / stride
         rank = int(expected + 4 * expected**0.5) + 8  # four standard deviations of a random sample's rank
         if rank < sample.numel():
-            bound = sample.topk(rank).values[-1]
-            if bound > lowest:
-                candidates = (flat >= bound).nonzero().squeeze(1)
-                if candidates.numel() >= k:
-                    return candidates
-    return (flat > lowest).nonzero().squeeze(1)
+            above = scores >= sample.topk(rank).values[-1]
+            candidates = above.logical_and_(eligible).nonzero().squeeze(1)
+            if candidates.numel() >= k:
+                return candidates
+    return eligible.nonzero().squeeze(1)
 
 
-_MASK_63 = (1 << 63) - 1
+def _order(row_ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """A number for each token that orders tokens by (row id, position) and differs between any two."""
+    return (row_ids[rows] << 32) + positions
+
+
+def _first_of_equals(tied: Tensor, row_ids: Tensor, n: int, ranks: Ranks) -> Tensor:
+    """The `n` of the tied tokens with the lowest (row id, position)."""
+    rows, positions = tied.nonzero(as_tuple=True)
+    keys = _MASK_63 - _order(row_ids, rows, positions)
+    (threshold,), _ = _kth_keys(keys, 63, [n], ranks)
+    first = torch.zeros_like(tied)
+    first[rows, positions] = keys >= threshold
+    return first
+
+
+def _sortable(scores: Tensor) -> tuple[Tensor, int]:
+    """Non-negative int64 keys in the order of the scores, and how many bits they have.
+
+    Floats are compared by their bits, as IEEE 754 allows once the negative ones are flipped. Of float64 the last bit is
+    dropped, to keep the key positive: scores that differ in it alone count as equal.
+    """
+    if not scores.is_floating_point():
+        return scores.long(), 63
+    if scores.dtype == torch.float64:
+        bits = (scores + 0.0).view(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
+        return (torch.where(bits < 0, bits ^ _MASK_63, bits) >> 1) + (1 << 62), 63
+    bits = (scores.float() + 0.0).view(torch.int32).long()
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) + (1 << 31), 32
+
+
+def _kth_keys(keys: Tensor, bits: int, ks: Sequence[int], ranks: Ranks) -> tuple[list[int], list[int]]:
+    """For each `k >= 1`, the k-th highest key over all ranks (0 if there are fewer) and how many keys are higher.
+
+    Communication: `ceil(bits / 11)` sums of `len(ks)` histograms of 2^11 int64, 16 KiB each.
+    """
+    thresholds, above = [0] * len(ks), [0] * len(ks)
+    for shift in range(_ROUND_BITS * (math.ceil(bits / _ROUND_BITS) - 1), -1, -_ROUND_BITS):
+        digits = (keys >> shift) & ((1 << _ROUND_BITS) - 1)
+        prefixes = keys >> (shift + _ROUND_BITS) if shift + _ROUND_BITS < 64 else torch.zeros_like(keys)
+        counts = ranks.sum(
+            torch.stack([digits[prefixes == t].bincount(minlength=1 << _ROUND_BITS) for t in thresholds])
+        )
+        from_top = counts.flip(1).cumsum(1).tolist()
+        for i, k in enumerate(ks):
+            # The highest digit at which, with what is above it, k keys are reached; digit 0 if there are not k.
+            index = next((j for j, c in enumerate(from_top[i]) if above[i] + c >= k), (1 << _ROUND_BITS) - 1)
+            above[i] += from_top[i][index - 1] if index else 0
+            thresholds[i] = (thresholds[i] << _ROUND_BITS) | ((1 << _ROUND_BITS) - 1 - index)
+    return thresholds, above
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -86,20 +160,59 @@ def draw_keys(row_ids: Tensor, positions: Tensor, seed: int) -> Tensor:
     return _mix(rows + positions) & _MASK_63
 
 
-def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int) -> Tensor:
-    """Mark `min(n, eligible.sum())` eligible tokens, drawn uniformly without replacement (see [`draw_keys`]).
+def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int, ranks: Ranks = ONE_PROCESS) -> Tensor:
+    """Mark `min(n, eligible tokens)` eligible tokens of all `ranks`, drawn uniformly without replacement.
 
     Args:
         eligible (`Tensor` of shape (B, T), bool): tokens that may be drawn.
-        row_ids (`Tensor` of shape (B,), int64): identity of each row.
-        n (`int`): how many tokens.
-        seed (`int`): seed of the draw.
+        row_ids (`Tensor` of shape (B,), int64): identity of each row, unique over all processes.
+        n (`int`): how many tokens, over all processes.
+        seed (`int`): seed of the draw (see [`draw_keys`]).
+        ranks (`Ranks`, *optional*): the processes that share the pool.
 
     Returns:
         `Tensor` of shape (B, T), bool.
     """
+    drawn = torch.zeros_like(eligible)
+    if n == 0:
+        return drawn
     rows, positions = eligible.nonzero(as_tuple=True)
     keys = draw_keys(row_ids[rows], positions, seed)
-    drawn = torch.zeros_like(eligible)
-    drawn[rows, positions] = top_k_mask(keys, torch.ones_like(keys, dtype=torch.bool), n)
+    if ranks.several:
+        (threshold,), _ = _kth_keys(keys, 63, [n], ranks)
+        drawn[rows, positions] = keys >= threshold
+    elif keys.numel():
+        drawn[rows, positions] = keys >= keys.topk(min(n, keys.numel()), sorted=False).values.min()
     return drawn
+
+
+def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> list[Tensor]:
+    """The sum of the `k` highest values for each `k`, over this process's share of them.
+
+    Args:
+        values (`Tensor` of shape (N,)): this process's values; with several processes of any number, none included.
+        ks (sequence of `int`): descending; each at most the number of values over all processes.
+        ranks (`Ranks`, *optional*): the processes that share the pool.
+
+    Returns:
+        One float64 scalar for each `k`. Summed over the processes it is the sum of the `k` highest values.
+    """
+    if not ranks.several:
+        sums = []
+        for k in ks:  # each looks only at the values of the one before, and nothing is sorted
+            values = values.topk(k, sorted=False).values
+            sums.append(values.sum(dtype=torch.float64))
+        return sums
+    keys, bits = _sortable(values)
+    thresholds, above = _kth_keys(keys, bits, ks, ranks)
+    sums = []
+    for k, threshold, higher in zip(ks, thresholds, above, strict=True):
+        tied = keys == threshold
+        counts = ranks.sum(tied.count_nonzero())
+        # Of the values equal to the k-th each process takes its share.
+        share = (k - higher) / counts.clamp(min=1)
+        sums.append(
+            values.where(keys > threshold, 0.0).sum(dtype=torch.float64)
+            + values.where(tied, 0.0).sum(dtype=torch.float64) * share
+        )
+    return sums

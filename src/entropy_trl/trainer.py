@@ -12,10 +12,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
 from entropy_trl.config import CovGRPOConfig
+from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
 from entropy_trl.metrics import StepMetrics
+from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_sides, token_weights
-from entropy_trl.types import Selection, TokenBatch, TokenEdit
+from entropy_trl.types import TokenBatch, TokenEdit
 
 
 #: What TRL's forward pass takes beside the token ids (images and the like), by name.
@@ -60,11 +62,6 @@ class CovGRPOTrainer(GRPOTrainer):
         if isinstance(args, CovGRPOConfig):
             # The configuration checked itself when it was made; it may have been changed since.
             self.entropy_control = args.make_entropy_control()
-            if self.entropy_control is not None and args.entropy_control_pool == "step" and args.world_size > 1:
-                raise NotImplementedError(
-                    f'`entropy_control_pool="step"` does not yet select over several processes, and this run has '
-                    f'{args.world_size}. Use `entropy_control_pool="micro_batch"`, which selects on each process.'
-                )
         else:
             self.entropy_control = None
             warnings.warn(
@@ -75,9 +72,12 @@ class CovGRPOTrainer(GRPOTrainer):
             )
         self._loss_call: _LossCall | None = None
         self._step_window: _StepWindow | None = None
+        self._pool_ranks: Ranks = ONE_PROCESS
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
         if isinstance(args, CovGRPOConfig):
             self.epsilon_low, self.epsilon_high = args.ratio_clip()
+            if args.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
+                self._pool_ranks = AllProcesses()
         if self.entropy_control is None:
             self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
 
@@ -95,18 +95,18 @@ class CovGRPOTrainer(GRPOTrainer):
             return super()._compute_loss(model, inputs)
 
         if self._step_window is None or self._step_window.step != self.state.global_step:
-            self._step_window = _StepWindow(self, model)
+            self._step_window = _StepWindow(self, self.entropy_control, model)
         window = self._step_window
         call = self._loss_call = _LossCall(self, window, inputs)
         try:
             loss = super()._compute_loss(model, call.inputs)
         finally:
             self._loss_call = None
-        call.check_contract()
-
-        loss = loss + call.penalty() if call.edit.penalty is not None else loss
-        if call.edit.advantages is not None:
-            call.restore_clip_metrics()
+        batch, edit = call.result()
+        if edit.penalty is not None:
+            loss = loss + call.reduce_penalty(batch, edit.penalty)
+        if edit.advantages is not None:
+            call.restore_clip_metrics(batch)
 
         window.position += 1
         if window.position == window.size:
@@ -185,6 +185,7 @@ class CovGRPOTrainer(GRPOTrainer):
             # Odd multiplier, so that the steps of one seed and the seeds of one step all differ.
             seed=self.args.seed * 0x9E3779B97F4A7C15 + self.state.global_step,
             precision=torch.finfo(compute_dtype).eps,
+            ranks=self._pool_ranks,
         )
 
     def _check_finite(self, batch: TokenBatch) -> None:
@@ -200,9 +201,9 @@ class CovGRPOTrainer(GRPOTrainer):
         logps, old_logps, advantages, tokens = self.accelerator.reduce(bad, reduction="sum").tolist()
         if logps or old_logps or advantages:
             raise FloatingPointError(
-                f"Optimizer step {self.state.global_step + 1}: of {tokens} valid completion tokens in this micro-batch, "
-                f"{logps} have a log-probability that is not finite, {old_logps} a rollout log-probability that is not "
-                f"finite and {advantages} an advantage that is not finite. The weights are still those of step "
+                f"Optimizer step {self.state.global_step + 1}: of {tokens} valid completion tokens, {logps} have a "
+                f"log-probability that is not finite, {old_logps} a rollout log-probability that is not finite and "
+                f"{advantages} an advantage that is not finite. The weights are still those of step "
                 f"{self.state.global_step}. Look for an overflow (a lower learning rate, bf16 instead of fp16) or for "
                 "a reward function that returns NaN or infinity."
             )
@@ -211,8 +212,9 @@ class CovGRPOTrainer(GRPOTrainer):
 class _StepWindow:
     """One optimizer step: the tokens that the control selected in it, and its metrics."""
 
-    def __init__(self, trainer: CovGRPOTrainer, model):
+    def __init__(self, trainer: CovGRPOTrainer, control: EntropyControl, model):
         self.trainer = trainer
+        self.control = control
         self.step = trainer.state.global_step
         self.size = trainer.current_gradient_accumulation_steps
         self.position = 0
@@ -245,8 +247,8 @@ class _StepWindow:
         self.selected = self._select(batch)
 
     def _select(self, pool: TokenBatch) -> Tensor:
-        selection: Selection = self.trainer.entropy_control.select(pool)
-        self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selection.selected))
+        selection = self.control.select(pool)
+        self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selection.selected, pool.ranks))
         self.metrics.add(selection.metrics)
         return selection.selected
 
@@ -282,7 +284,7 @@ class _LossCall:
         self.edit: TokenEdit | None = None
 
     def after_forward(self, logps: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the control act and hand TRL what it continues with: log-probs, entropies and (by `inputs`) advantages."""
+        """Let the control act. Returns the log-probs and entropies that TRL continues with, and releases advantages."""
         if self.batch is not None:
             raise RuntimeError(
                 f"TRL {trl.__version__} makes a second forward pass in its loss; entropy_trl knows one. Use a TRL "
@@ -292,7 +294,7 @@ class _LossCall:
         self.trainer._check_finite(self.batch)
         with torch.no_grad():
             selected = self.window.selected_in(self.original, self.batch)
-        self.edit = self.trainer.entropy_control.edit(self.batch, selected)
+        self.edit = self.window.control.edit(self.batch, selected)
         self.window.metrics.add(self.edit.metrics)
 
         edited = self.edit.advantages
@@ -301,22 +303,22 @@ class _LossCall:
             self.inputs["old_per_token_logps"] = self.batch.old_logps
         return self.batch.logps, entropies.where(self.batch.mask, 0.0)
 
-    def check_contract(self) -> None:
-        """Raise RuntimeError unless TRL did what the control relies on."""
-        if self.edit is None:
+    def result(self) -> tuple[TokenBatch, TokenEdit]:
+        """What the control saw and did. Raises RuntimeError unless TRL did what the control relies on."""
+        if self.batch is None or self.edit is None:
             problem = "computed its loss without `_get_per_token_logps_and_entropies`"
         elif not self.inputs.advantages_read:
             problem = "computed its loss without reading the advantages"
         else:
-            return
+            return self.batch, self.edit
         raise RuntimeError(
             f"TRL {trl.__version__} {problem}: the entropy control did not act. Use a TRL version that entropy_trl was "
             "tested with, or set `entropy_control=None`."
         )
 
-    def penalty(self) -> Tensor:
-        """The control's penalty, reduced to a scalar with the weights that TRL's loss gives the tokens."""
-        trainer, penalty = self.trainer, self.edit.penalty
+    def reduce_penalty(self, batch: TokenBatch, penalty: Tensor) -> Tensor:
+        """The control's penalty, (B, T), as a scalar: with the weights that TRL's loss gives the tokens."""
+        trainer = self.trainer
         accumulation_steps = trainer.current_gradient_accumulation_steps
         step_items = (
             self.original["num_items_in_batch"].clamp(min=1.0)
@@ -326,7 +328,7 @@ class _LossCall:
         )
         weights = token_weights(
             trainer.loss_type,
-            self.batch.mask,
+            batch.mask,
             accumulation_steps=accumulation_steps,
             max_completion_length=trainer.max_completion_length,
             step_items=step_items,
@@ -334,21 +336,20 @@ class _LossCall:
         )
         for mask in self.loss_masks:
             weights = weights * mask
-        penalty = (weights * penalty).sum()
+        total = (weights * penalty).sum()
         # The share of each micro-batch in the loss is in its weights already, so the step's penalty is their sum; and
         # DDP averages over the ranks. Hence the count: one a step and rank.
-        share = torch.tensor(1.0 / self.window.size)
-        self.window.metrics.add({"penalty": (penalty.detach(), share)})
-        return penalty
+        self.window.metrics.add({"penalty": (total, torch.tensor(1.0 / self.window.size))})
+        return total
 
-    def restore_clip_metrics(self) -> None:
+    def restore_clip_metrics(self, batch: TokenBatch) -> None:
         """Log TRL's clip metrics of the advantages as they were: TRL has computed them from the edited ones."""
-        trainer, batch, metrics = self.trainer, self.batch, self.trainer._metrics["train"]
+        trainer, metrics = self.trainer, self.trainer._metrics["train"]
         if trainer.loss_type in CLIPPED_LOSS_TYPES:
             low, high = clipped_sides(batch.log_ratio, batch.advantages, trainer.epsilon_low, trainer.epsilon_high)
-            metrics["clip_ratio/low_mean"][-1] = self._token_mean(low)
-            metrics["clip_ratio/high_mean"][-1] = self._token_mean(high)
-            metrics["clip_ratio/region_mean"][-1] = self._token_mean(low | high)
+            metrics["clip_ratio/low_mean"][-1] = self._token_mean(batch, low)
+            metrics["clip_ratio/high_mean"][-1] = self._token_mean(batch, high)
+            metrics["clip_ratio/region_mean"][-1] = self._token_mean(batch, low | high)
             # By row; a row without tokens has no ratio and does not count.
             rows = [side.where(batch.mask, False).sum(-1) / batch.mask.sum(-1) for side in (low, high)]
             low_rows, high_rows = (trainer.accelerator.gather(share) for share in rows)
@@ -356,7 +357,7 @@ class _LossCall:
             metrics["clip_ratio/high_max"][-1] = nanmax(high_rows).item()
         elif trainer.loss_type == "cispo":
             clipped = (batch.log_ratio.detach().exp() > trainer.epsilon_high) & (batch.advantages > 0)
-            metrics["cispo_clip_ratio"][-1] = self._token_mean(clipped)
+            metrics["cispo_clip_ratio"][-1] = self._token_mean(batch, clipped)
         elif trainer.loss_type == "vespo":
             weights = trainer.get_gamma_weights(
                 advantages=batch.advantages,
@@ -372,15 +373,14 @@ class _LossCall:
             total, count = trainer.accelerator.reduce(sums, reduction="sum").tolist()
             metrics["vespo/phi_seq_mean"][-1] = total / max(count, 1)
 
-    def _token_mean(self, values: Tensor) -> float:
+    def _token_mean(self, batch: TokenBatch, values: Tensor) -> float:
         """Mean over the valid tokens of all ranks."""
-        mask = self.batch.mask
-        sums = torch.stack([(values & mask).sum(), mask.sum()]).double()
+        sums = torch.stack([(values & batch.mask).sum(), batch.mask.sum()]).double()
         total, count = self.trainer.accelerator.reduce(sums, reduction="sum").tolist()
         return total / max(count, 1.0)
 
 
-class _WithheldInputs(dict):
+class _WithheldInputs(dict[str, Any]):
     """TRL's inputs of the loss without the advantages, until they are released."""
 
     def __init__(self, inputs: dict[str, Any]):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from entropy_trl.ranks import ONE_PROCESS, Ranks
+
 
 #: A metric as (sum, count), so that micro-batches and ranks add up before the division.
 MetricSum = tuple[Tensor, Tensor]
@@ -42,6 +44,8 @@ class TokenBatch:
             Seed of this optimizer step's random draws.
         precision (`float`, *optional*):
             Unit roundoff of the forward pass that made `logps`; defaults to that of the dtype of `logps`.
+        ranks (`Ranks`, *optional*):
+            The processes that the pool extends over, each with its own rows. Defaults to this one alone.
 
     Raises:
         ValueError: if a shape does not fit.
@@ -56,8 +60,9 @@ class TokenBatch:
     clipped: Tensor | None = None
     seed: int = 0
     precision: float = 0.0
+    ranks: Ranks = ONE_PROCESS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.logps.ndim != 2:
             raise ValueError(f"`logps` must have shape (B, T), got {tuple(self.logps.shape)}.")
         shape = self.logps.shape

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from entropy_trl.controls.base import EntropyControl, selection_count
@@ -52,8 +52,8 @@ def _number(key: str, value: Any) -> float:
         raise ValueError(f"`entropy_control_kwargs` key {key!r} must be a number, got {value!r}.") from None
 
 
-def nearest(name: str, valid: Mapping[str, Any]) -> str:
+def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error message: the nearest valid name, if one is near, and all of them."""
-    close = difflib.get_close_matches(name, valid, n=1)
+    close = difflib.get_close_matches(name, list(valid), n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{hint}. Valid: {', '.join(map(repr, valid))}"

@@ -47,7 +47,7 @@ class ClipCov:
     acts_on_policy: ClassVar[bool] = True
     drops_tokens: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fraction(self.fraction)
         check_selection(self.selection)
         if not self.cov_low < self.cov_high or math.isinf(self.cov_low):
@@ -57,14 +57,14 @@ class ClipCov:
             )
 
     def select(self, pool: TokenBatch) -> Selection:
-        covariance = token_covariance(pool.logps, pool.advantages, pool.mask)
+        covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
         eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
-        band = (covariance > self.cov_low) & (covariance < self.cov_high) & eligible
-        tokens = pool.mask.sum()
-        in_band = band.sum()
-        n = min(selection_count(self.fraction, int(tokens)), int(in_band))
+        band = (covariance > self.cov_low).logical_and_(covariance < self.cov_high).logical_and_(eligible)
+        tokens, in_band = pool.mask.count_nonzero(), band.count_nonzero()
+        pool_tokens, pool_in_band = pool.ranks.sum(torch.stack([tokens, in_band])).tolist()
+        n = min(selection_count(self.fraction, pool_tokens), pool_in_band)
         candidates = band if self.selection == "covariance" else eligible
-        selected = draw_mask(candidates, pool.row_ids, n, pool.seed)
+        selected = draw_mask(candidates, pool.row_ids, n, pool.seed, pool.ranks)
         return Selection(selected, covariance, {"in_band_fraction": (in_band, tokens)})
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:

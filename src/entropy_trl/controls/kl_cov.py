@@ -51,7 +51,7 @@ class KLCov:
     acts_on_policy: ClassVar[bool] = False
     drops_tokens: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fraction(self.fraction)
         check_selection(self.selection)
         if not (math.isfinite(self.coef) and self.coef >= 0):
@@ -61,12 +61,12 @@ class KLCov:
             )
 
     def select(self, pool: TokenBatch) -> Selection:
-        covariance = token_covariance(pool.logps, pool.advantages, pool.mask)
-        k = selection_count(self.fraction, int(pool.mask.sum()))
+        covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
+        k = selection_count(self.fraction, int(pool.ranks.sum(pool.mask.count_nonzero())))
         if self.selection == "covariance":
-            selected = top_k_mask(covariance, pool.mask, k)
+            selected = top_k_mask(covariance, pool.mask, k, pool.row_ids, pool.ranks)
         else:
-            selected = draw_mask(pool.mask, pool.row_ids, k, pool.seed)
+            selected = draw_mask(pool.mask, pool.row_ids, k, pool.seed, pool.ranks)
         return Selection(selected, covariance)
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
