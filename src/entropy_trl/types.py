@@ -42,8 +42,9 @@ class TokenBatch:
             Tokens that the loss's own ratio clip already leaves without gradient. Defaults to none.
         seed (`int`, *optional*, defaults to 0):
             Seed of this optimizer step's random draws.
-        precision (`float`, *optional*):
-            Unit roundoff of the forward pass that made `logps`; defaults to that of the dtype of `logps`.
+        rounding (`float`, *optional*):
+            How far two forward passes of one policy may differ in a log-probability, nats, relative to
+            `max(1, |logp|)`. Defaults to 8 machine epsilons of the dtype of `logps`.
         ranks (`Ranks`, *optional*):
             The processes that the pool extends over, each with its own rows. Defaults to this one alone.
 
@@ -59,7 +60,7 @@ class TokenBatch:
     entropies: Tensor | None = None
     clipped: Tensor | None = None
     seed: int = 0
-    precision: float = 0.0
+    rounding: float = 0.0
     ranks: Ranks = ONE_PROCESS
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class TokenBatch:
             "logps": self.logps.where(mask, 0.0),
             "old_logps": self.old_logps.detach().where(mask, 0.0),
             "advantages": advantages.where(mask, 0.0) if advantages.shape == shape else advantages,
-            "precision": self.precision or torch.finfo(self.logps.dtype).eps,
+            "rounding": self.rounding or 8 * torch.finfo(self.logps.dtype).eps,
         }
         if self.entropies is not None:
             fixed["entropies"] = self.entropies.where(mask, 0.0)

@@ -13,10 +13,6 @@ from entropy_trl.selection import draw_mask, top_k_mask
 from entropy_trl.types import Selection, TokenBatch, TokenEdit
 
 
-#: |logp - old| up to this many units of roundoff of the forward pass (relative to max(1, |logp|)) is taken for noise.
-ROUNDING_UNITS = 8
-
-
 @dataclass(frozen=True)
 class KLCov:
     """Penalise the highest-covariance tokens for leaving the rollout's policy (arXiv 2505.22617, Eqs. 13-14).
@@ -71,7 +67,7 @@ class KLCov:
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
         distance = batch.log_ratio.abs()
-        noise = ROUNDING_UNITS * batch.precision * batch.logps.detach().abs().clamp(min=1.0)
+        noise = batch.rounding * batch.logps.detach().abs().clamp(min=1.0)
         at_rounding = (distance.detach() <= noise) & selected
         metrics = {
             "selected_abs_log_ratio": (distance.detach().where(selected, 0.0).sum(dtype=torch.float64), selected.sum()),
