@@ -63,6 +63,9 @@ def test_overhead(tmp_path, capsys):
     for case in cases.values():
         assert case["peak_bytes"] > 4 * 4 * parameters
         assert case["time_ratio"].keys() == case["seconds"].keys() == {"wall", "processor"}
+        assert (case["added_ratio"] is None) == (case["added_seconds"] is None)
         assert all(seconds > 0 for seconds in case["seconds"].values())
+    assert cases["kl_cov/step"]["added_seconds"] > 0 == cases["stock"]["added_seconds"]
+    assert cases["clip_cov/step (on-policy)"]["added_seconds"] is None
     assert cases["off"]["memory_ratio"] == pytest.approx(1.0, abs=1e-3)  # TRL bit for bit
     assert "memory / stock" in capsys.readouterr().out

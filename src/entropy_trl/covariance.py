@@ -36,7 +36,7 @@ def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor, ranks: Ran
     """
     dtype = torch.promote_types(logps.dtype, torch.float32)
     zero = logps.new_zeros((), dtype=dtype)
-    covariance = torch.where(mask, logps.detach().to(dtype), zero)
+    logps = logps.detach().to(dtype)
     row_counts = torch.cat([block.sum(-1) for block in _row_blocks(mask)])
 
     # The means are sums in float64, so that they do not depend on the order of the rows. Advantages are shifted by
@@ -46,15 +46,16 @@ def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor, ranks: Ran
     lowest = torch.where(valid, shifted, torch.inf)
     shifted = shifted - ranks.min(lowest.min() if lowest.numel() else lowest.new_tensor(torch.inf))
     weights = row_counts[:, None] if advantages.shape[1] == 1 else 1
+    blocks = zip(_row_blocks(mask), _row_blocks(logps), strict=True)
     sums = [
-        torch.stack([block.sum(dtype=torch.float64) for block in _row_blocks(covariance)]).sum(),
+        torch.stack([torch.where(m, x, zero).sum(dtype=torch.float64) for m, x in blocks]).sum(),
         (shifted.where(valid, 0.0) * weights).sum(),
         row_counts.sum().double(),
     ]
     logp_sum, advantage_sum, count = ranks.sum(torch.stack(sums))
     mean_logp, mean_advantage = logp_sum / count.clamp(min=1), advantage_sum / count.clamp(min=1)
     # In place: a fresh tensor of this size costs several times the arithmetic.
-    covariance.sub_(mean_logp.to(dtype)).mul_((shifted - mean_advantage).to(dtype))
+    covariance = (logps - mean_logp.to(dtype)).mul_((shifted - mean_advantage).to(dtype))
     return torch.where(mask, covariance, zero, out=covariance)
 
 

@@ -57,9 +57,10 @@ def top_k_mask(
         ranked = values[candidates]
         lowest = ranked.topk(min(k, candidates.numel()), sorted=False).values.min()
         higher, tied = candidates[ranked > lowest], candidates[ranked == lowest]
-        first = _order(row_ids, tied // scores.shape[1], tied % scores.shape[1]).argsort()
+        order = _order(row_ids, tied // scores.shape[1], tied % scores.shape[1])
+        first = order.topk(min(k - higher.numel(), tied.numel()), largest=False, sorted=False).indices
         marked[higher] = True
-        marked[tied[first[: k - higher.numel()]]] = True
+        marked[tied[first]] = True
     return marked.view_as(scores)
 
 

@@ -162,12 +162,12 @@ class CovGRPOTrainer(GRPOTrainer):
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
-        old_logps = inputs.get("old_per_token_logps")
-        old_logps = logps.detach() if old_logps is None else old_logps
+        old_logps = inputs.get("old_per_token_logps", logps.detach())
         advantages = inputs["advantages"]
         advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
         clipped = None
-        if self.loss_type in CLIPPED_LOSS_TYPES and self.importance_sampling_level == "token":
+        scored_by_rollout = logps is old_logps
+        if self.loss_type in CLIPPED_LOSS_TYPES and self.importance_sampling_level == "token" and not scored_by_rollout:
             low, high = clipped_sides(
                 logps - old_logps, advantages, self.epsilon_low, self.epsilon_high, self.args.delta
             )
@@ -192,14 +192,12 @@ class CovGRPOTrainer(GRPOTrainer):
 
     def _check_finite(self, batch: TokenBatch) -> None:
         """Raise FloatingPointError, on all ranks, if a valid token has a log-probability or advantage not finite."""
-        bad = torch.stack(
-            [
-                (~batch.logps.isfinite() & batch.mask).sum(),
-                (~batch.old_logps.isfinite() & batch.mask).sum(),
-                (~batch.advantages.isfinite() & batch.mask).sum(),
-                batch.mask.sum(),
-            ]
-        )
+        tensors = (batch.logps.detach(), batch.old_logps, batch.advantages)
+        # A sum that is finite has finite terms only. Few steps come past this, and all ranks together.
+        total = self.accelerator.reduce(torch.stack([x.sum(dtype=torch.float32) for x in tensors]), reduction="sum")
+        if total.isfinite().all():
+            return
+        bad = torch.stack([(~x.isfinite() & batch.mask).sum() for x in tensors] + [batch.mask.sum()])
         logps, old_logps, advantages, tokens = self.accelerator.reduce(bad, reduction="sum").tolist()
         if logps or old_logps or advantages:
             raise FloatingPointError(

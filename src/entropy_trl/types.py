@@ -82,11 +82,13 @@ class TokenBatch:
             raise ValueError(f"`row_ids` must have shape ({shape[0]},), got {tuple(row_ids.shape)}.")
 
         mask = self.mask.bool()
+        logps = self.logps.where(mask, 0.0)
         fixed = {
             "mask": mask,
             "row_ids": row_ids,
-            "logps": self.logps.where(mask, 0.0),
-            "old_logps": self.old_logps.detach().where(mask, 0.0),
+            "logps": logps,
+            # A step pool scored with the rollout's policy has one tensor for both: one copy then.
+            "old_logps": logps.detach() if self.old_logps is self.logps else self.old_logps.detach().where(mask, 0.0),
             "advantages": advantages.where(mask, 0.0) if advantages.shape == shape else advantages,
             "rounding": self.rounding or 8 * torch.finfo(self.logps.dtype).eps,
         }
