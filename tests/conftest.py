@@ -25,6 +25,11 @@ def digit_reward(completions, **kwargs):
     return [sum(d) / (9 * len(d)) if d else 0.0 for d in digits]
 
 
+def untrained_policy():
+    """A model factory for the command line."""
+    return build_model(seed=0), build_tokenizer()
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     return build_model(seed=0)

@@ -91,6 +91,18 @@ def test_launched_run(tmp_path, control):
         assert steps[1]["entropy_control/penalty"] > 0  # the second update after the rollout: the penalty acts
 
 
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs" / "quickstart").glob("*.yaml")), ids=lambda p: p.stem)
+def test_quickstart_configs_run(tmp_path, config):
+    # Two rollouts of the real recipe, from an untrained model with a dense reward: the warm start takes 40 seconds.
+    factories = ["--model_factory", "conftest.untrained_policy", "--reward_funcs", "conftest.digit_reward"]
+    assert train_main(smoke(tmp_path, "--max_steps", "16", *factories, config=config)) == 0
+    logs = logged_steps(tmp_path / "out")
+    assert [log["step"] for log in logs] == [8, 16]
+    selected = [log.get("entropy_control/selected_fraction") for log in logs]
+    fraction = {"clip_cov": 0.01, "kl_cov": 0.1}.get(config.stem)
+    assert selected == ([None, None] if fraction is None else pytest.approx([fraction] * 2, rel=0.5))
+
+
 def test_the_sample_earns_rewards_and_the_controls_differ(tmp_path):
     """Some completions are right, so that there are advantages; and then a control changes what is learnt."""
     weights = {}

@@ -37,6 +37,11 @@ from entropy_trl import CONTROLS, ClipCov, CovGRPOConfig, KLCov, build_control
             ["steps_per_generation` (6)", "micro_batch"],
         ),
         ({"entropy_control_pool": "steps"}, ["'steps'", "did you mean 'step'", "'micro_batch'"]),
+        ({"per_device_train_batch_size": 1, "steps_per_generation": 4}, ["one sequence", "step"]),
+        ({"entropy_control_pool": None}, ["None", "'step'"]),
+        ({"entropy_control_kwargs": ["fraction"]}, ["['fraction']", "mapping"]),
+        ({"entropy_control": 3}, ["3", "'clip_cov'"]),
+        ({"epsilon": -0.2}, ["epsilon", "-0.2"]),
         # Hyper-parameters.
         *(
             ({"entropy_control_kwargs": {"fraction": fraction}}, [repr(float(fraction)), "(0, 1]"])
@@ -76,7 +81,7 @@ def test_refused_with_the_value_the_reason_and_the_fix(make_config, overrides, w
         {"entropy_control": "kl_cov", "steps_per_generation": 1, "num_iterations": 2},
         {"entropy_control": "kl_cov", "importance_sampling_level": "sequence"},
         {"entropy_control": "clip_cov", "steps_per_generation": 1},
-        {"per_device_train_batch_size": 1, "steps_per_generation": 4},
+        {"per_device_train_batch_size": 1, "steps_per_generation": 4, "gradient_accumulation_steps": 2},
         {"entropy_control": None, "steps_per_generation": 2, "gradient_accumulation_steps": 4},
         {"entropy_control": None, "importance_sampling_level": "sequence"},
     ],
@@ -93,7 +98,7 @@ def test_a_change_after_construction_is_checked_by_the_trainer(make_trainer, mak
         config.make_entropy_control()
 
 
-@pytest.mark.parametrize("word", ["none", "None", "null"])
+@pytest.mark.parametrize("word", ["none", "None", "null", False])
 def test_none_means_off(make_config, word):
     assert make_config(entropy_control=word).entropy_control is None
 

@@ -56,6 +56,11 @@ FEATURES = {
     ),
     "high-entropy mask": ({"top_entropy_quantile": 0.4}, None, {"token_filter": high_entropy}),
     "off-policy mask": ({"off_policy_mask_threshold": 0.02}, None, {"off_policy_threshold": 0.02}),
+    "both masks": (
+        {"top_entropy_quantile": 0.4, "off_policy_mask_threshold": 0.02},
+        None,
+        {"token_filter": high_entropy, "off_policy_threshold": 0.02},
+    ),
     "vLLM importance correction": ({}, importance, {"importance_ratio": IMPORTANCE}),
     "sequence level": ({"importance_sampling_level": "sequence"}, None, {"sequence_level": True}),
     "accumulation": (

@@ -1,5 +1,6 @@
 """CovGRPOTrainer in real training: off is TRL, pools, metrics, bad values, checkpoints."""
 
+import copy
 import math
 
 import pytest
@@ -237,6 +238,31 @@ def test_non_finite_log_probs_stop_training_before_the_weights_change(make_train
     )
 
 
+def test_non_finite_rollout_log_probs_are_counted(make_trainer, set_forward, loss_inputs):
+    trainer = make_trainer(**KL_COV)
+    logps, inputs = loss_inputs()
+    inputs["old_per_token_logps"][0, :2] = float("nan")
+    set_forward(logps)
+    trainer.model.train()
+    with pytest.raises(FloatingPointError, match="2 a rollout log-probability"):
+        trainer._compute_loss(trainer.model, inputs)
+
+
+def test_a_row_without_tokens_may_have_any_advantage(make_trainer, set_forward, loss_inputs):
+    trainer = make_trainer(**CLIP_COV)
+    logps, inputs = loss_inputs()
+    inputs["completion_mask"][2] = 0
+    inputs["advantages"][2] = 0.0
+    losses = []
+    for value in (0.0, float("nan")):
+        inputs["advantages"][2] = value
+        set_forward(logps)
+        trainer.model.train()
+        trainer._check_finite(trainer._token_batch(inputs, logps))
+        losses.append(trainer.entropy_control.select(trainer._token_batch(inputs, logps)).selected)
+    assert torch.equal(*losses)
+
+
 def test_non_finite_advantages_are_counted(make_trainer, set_forward, loss_inputs):
     trainer = make_trainer(**KL_COV)
     logps, inputs = loss_inputs()
@@ -269,3 +295,144 @@ def test_model_card_names_the_paper(make_trainer, tmp_path, method):
     trainer.create_model_card(model_name="tiny")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2505.22617" in card and "entropy-trl" in card
+
+
+def selected_in(trainer, inputs, logps):
+    return trainer.entropy_control.select(trainer._token_batch(inputs, logps)).selected
+
+
+def test_the_draw_changes_with_the_step_and_with_the_seed(make_trainer, loss_inputs):
+    logps, inputs = loss_inputs(rows=16, length=40)
+    logps = logps.detach()
+    first, other = make_trainer(**CLIP_COV), make_trainer(**CLIP_COV, seed=1)
+    drawn = [selected_in(first, inputs, logps), selected_in(other, inputs, logps)]
+    first.state.global_step = 1
+    drawn.append(selected_in(first, inputs, logps))
+    assert drawn[0].any()
+    assert all(a.sum() == b.sum() and not torch.equal(a, b) for a in drawn for b in drawn if a is not b)
+
+
+def test_the_step_pool_leaves_out_the_tools_tokens(make_trainer, set_forward, loss_inputs, selections):
+    logps, inputs = loss_inputs(mask=torch.ones(4, 6).bool())
+    inputs["tool_mask"] = torch.tensor([[1, 0, 1, 1, 0, 1]] * 4)
+    halves = [{k: v[i : i + 2] if v.ndim else v for k, v in inputs.items()} for i in (0, 2)]
+    trainer = make_trainer(**KL_COV, gradient_accumulation_steps=2, steps_per_generation=4)
+    trainer._buffered_inputs = halves
+    set_forward(logps[:2])
+    trainer.model.train()
+    trainer._compute_loss(trainer.model, halves[0])
+    ((_, rows, tokens),) = selections
+    assert tokens == 16 and sum(map(len, rows.values())) == 3
+    assert not any(position in (1, 4) for positions in rows.values() for position in positions)
+
+
+def test_a_buffer_that_is_not_trls_is_a_loud_error(make_trainer, set_forward, loss_inputs):
+    logps, inputs = loss_inputs()
+    halves = [{k: v[i : i + 2] if v.ndim else v for k, v in inputs.items()} for i in (0, 2)]
+    trainer = make_trainer(**KL_COV, gradient_accumulation_steps=2, steps_per_generation=4)
+    set_forward(logps[:2])
+    trainer.model.train()
+    trainer._buffered_inputs = halves[:1]
+    with pytest.raises(RuntimeError, match="only 1 of them belong to the current rollout"):
+        trainer._compute_loss(trainer.model, halves[0])
+    trainer._buffered_inputs = [{k: v.clone() for k, v in half.items()} for half in halves]
+    with pytest.raises(RuntimeError, match="not the one in TRL's rollout buffer"):
+        trainer._compute_loss(trainer.model, halves[0])
+
+
+def test_training_again_after_an_interruption_inside_a_step(make_trainer, selections):
+    class Interrupt(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                raise KeyboardInterrupt
+
+    def train(trainer):
+        selections.clear()
+        trainer.train()
+        return [step for step, _, _ in selections]
+
+    trainer = make_trainer(**CLIP_COV, gradient_accumulation_steps=2, steps_per_generation=4)
+    callback = Interrupt()
+    trainer.add_callback(callback)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(callback)
+    assert train(trainer) == [0, 1, 2, 3]
+    assert train(trainer) == [0, 1, 2, 3]
+
+
+def test_a_step_without_signal_selects_nothing(make_trainer, set_forward, loss_inputs):
+    logps, inputs = loss_inputs(drift=0.5)
+    inputs["advantages"][:] = 0.3
+    set_forward(logps)
+    selected = {}
+    for pool in ("step", "micro_batch"):
+        trainer = make_trainer(**KL_COV, entropy_control_pool=pool)
+        trainer.model.train()
+        trainer._compute_loss(trainer.model, inputs)
+        selected[pool] = trainer._metrics["train"]["entropy_control/selected_fraction"][-1]
+    assert selected["step"] == 0 < selected["micro_batch"]  # the authors' code takes k tokens all the same
+
+
+@pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
+def test_metrics_of_the_selected_tokens(make_trainer, set_forward, loss_inputs, name):
+    logps, inputs = loss_inputs(rows=8, length=20, drift=1.0)
+    set_forward(logps)
+    trainer = make_trainer(**METHODS[name], epsilon=0.2)
+    trainer.model.train()
+    selected = selected_in(trainer, inputs, inputs["old_per_token_logps"])
+    trainer._compute_loss(trainer.model, inputs)
+    metrics = {k: v[-1] for k, v in trainer._metrics["train"].items()}
+    log_ratio = (logps - inputs["old_per_token_logps"]).detach()
+    if name == "kl_cov":
+        expected = float(log_ratio[selected].abs().mean())
+        assert metrics["entropy_control/selected_abs_log_ratio"] == pytest.approx(expected)
+    else:
+        advantages = inputs["advantages"][:, None].expand_as(logps)[selected]
+        ratio = log_ratio[selected].exp()
+        clipped = ((ratio > 1.2) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0))
+        assert 0 < float(clipped.float().mean()) < 1
+        assert metrics["entropy_control/selected_already_clipped"] == pytest.approx(float(clipped.float().mean()))
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 8 * 2**-23), ("bf16", 2**-7), ("bf16 model", 2**-7)])
+def test_rounding_is_that_of_the_forward_pass(make_trainer, tiny_model, loss_inputs, precision, rounding):
+    model = copy.deepcopy(tiny_model)
+    trainer = make_trainer(
+        **KL_COV, bf16=precision == "bf16", model=model.bfloat16() if precision == "bf16 model" else model
+    )
+    logps, inputs = loss_inputs()
+    assert trainer._token_batch(inputs, logps).rounding == rounding
+
+
+def test_clip_metrics_with_a_second_bound_and_per_token_advantages(make_trainer, set_forward, loss_inputs):
+    for per_token, overrides in (
+        (False, {"epsilon": 1.0, "delta": 1.5}),
+        (False, {"epsilon": 0.2, "delta": 1.1}),
+        (True, {"epsilon": 0.2, "loss_type": "vespo"}),
+        (True, {"epsilon": 0.2}),
+    ):
+        logps, inputs = loss_inputs(rows=8, length=20, drift=0.8, per_token=per_token)
+        set_forward(logps)
+        on, off = (make_trainer(**kw, **overrides) for kw in (CLIP_COV, {"entropy_control": None}))
+        for trainer in (on, off):
+            trainer.model.train()
+            trainer._compute_loss(trainer.model, inputs)
+        for name, value in off._metrics["train"].items():
+            assert on._metrics["train"][name] == pytest.approx(value, rel=1e-6), (name, overrides)
+
+
+def test_scoring_pass_does_not_warn_about_checkpointing(make_trainer, recwarn):
+    trainer = make_trainer(
+        **CLIP_COV,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+    )
+    trainer.train()
+    assert not [w for w in recwarn if "requires_grad" in str(w.message)]
+
+
+def test_model_card_with_the_control_off_is_trls(make_trainer, tmp_path):
+    make_trainer(entropy_control=None).create_model_card(model_name="tiny")
+    assert "2505.22617" not in (tmp_path / "out" / "README.md").read_text()

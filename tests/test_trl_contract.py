@@ -9,7 +9,7 @@ import trl
 from packaging.requirements import Requirement
 from trl import GRPOConfig, GRPOTrainer
 
-from entropy_trl import CovGRPOTrainer, clipped_sides, token_weights
+from entropy_trl import CovGRPOTrainer, clipped_tokens, token_weights
 
 
 LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
@@ -114,17 +114,20 @@ def test_unknown_loss_type_is_refused():
         token_weights("new", torch.ones(1, 1), accumulation_steps=1, max_completion_length=1, step_items=1)
 
 
-@pytest.mark.parametrize("delta", [None, 1.5])
-def test_clipped_tokens_are_those_without_gradient(make_trainer, set_forward, loss_inputs, delta):
-    trainer = make_trainer(GRPOTrainer, GRPOConfig, epsilon=0.2, epsilon_high=0.28, delta=delta)
-    logps, inputs = loss_inputs(rows=16, length=20, drift=0.5)
+@pytest.mark.parametrize(
+    ("low", "high", "delta"),
+    [(0.2, 0.28, None), (0.2, 0.28, 1.5), (0.2, 0.2, 1.1), (1.0, 1.0, None), (1.0, 1.0, 1.5), (1.0, 1.0, 3.0)],
+)
+def test_clipped_tokens_are_those_without_gradient(make_trainer, set_forward, loss_inputs, low, high, delta):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig, epsilon=low, epsilon_high=high, delta=delta)
+    logps, inputs = loss_inputs(rows=16, length=20, drift=0.8)
     set_forward(logps)
     (gradient,) = torch.autograd.grad(trainer._compute_loss(trainer.model, inputs), logps)
     log_ratio = logps - inputs["old_per_token_logps"]
-    negative, positive = clipped_sides(log_ratio, inputs["advantages"][:, None], 0.2, 0.28, delta)
+    clipped = clipped_tokens(log_ratio, inputs["advantages"][:, None], low, high, delta)
     mask = inputs["completion_mask"].bool()
-    assert torch.equal((gradient == 0) & mask, (negative | positive) & mask)
-    assert (negative & mask).any() and (positive & mask).any()
+    assert torch.equal((gradient == 0) & mask, clipped & mask)
+    assert (clipped & mask).any()
 
 
 def test_rows_keep_their_identity_through_shuffle_and_split(make_trainer):
@@ -152,6 +155,23 @@ def broken(events):
         return torch.zeros(())
 
     return compute_loss
+
+
+def test_the_forward_gets_the_images_of_the_scored_rows(make_trainer, loss_inputs, monkeypatch):
+    # A scoring pass of ours must hand TRL's forward pass what its own loss does.
+    trainer = make_trainer()
+    logps, inputs = loss_inputs()
+    inputs |= {"pixel_values": torch.ones(4, 3), "num_images": [1, 1, 1, 1]}
+    seen = []
+    monkeypatch.setattr(
+        GRPOTrainer,
+        "_get_per_token_logps_and_entropies",
+        lambda self, model, ids, mask, keep, **kwargs: seen.append((ids.shape, keep, kwargs)) or (logps, logps, None),
+    )
+    trainer._score_micro_batch(trainer.model, inputs)
+    ((shape, keep, kwargs),) = seen
+    assert shape == (4, 8) and keep == 6
+    assert kwargs.keys() == {"pixel_values", "num_images"} and kwargs["pixel_values"] is inputs["pixel_values"]
 
 
 @pytest.mark.parametrize(

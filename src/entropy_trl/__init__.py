@@ -4,7 +4,7 @@ from entropy_trl._version import __version__
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
 from entropy_trl.covariance import covariance_metrics, token_covariance
-from entropy_trl.reduction import clipped_sides, token_weights
+from entropy_trl.reduction import clipped_tokens, token_weights
 from entropy_trl.selection import draw_mask, top_k_mask
 from entropy_trl.trainer import CovGRPOTrainer
 from entropy_trl.types import Selection, TokenBatch, TokenEdit
@@ -22,7 +22,7 @@ __all__ = [
     "TokenEdit",
     "__version__",
     "build_control",
-    "clipped_sides",
+    "clipped_tokens",
     "covariance_metrics",
     "draw_mask",
     "token_covariance",

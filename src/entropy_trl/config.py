@@ -1,6 +1,7 @@
 """[`CovGRPOConfig`]: TRL's GRPOConfig plus entropy control."""
 
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 from trl import GRPOConfig
@@ -68,9 +69,11 @@ class CovGRPOConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.entropy_control is not None and self.entropy_control.lower() in ("none", "null"):
+        if str(self.entropy_control).lower() in ("none", "null", "false"):  # YAML reads `off` as False
             self.entropy_control = None
-        self.make_entropy_control()
+        control = self.make_entropy_control()
+        if control is not None:
+            warn_if_percentage(control.fraction, self._pool_rows() * (self.max_completion_length or 0))
 
     def make_entropy_control(self) -> EntropyControl | None:
         """Build the control that the configuration asks for, `None` if it is off, and check that it can act.
@@ -81,7 +84,7 @@ class CovGRPOConfig(GRPOConfig):
         if self.entropy_control_pool not in POOLS:
             raise ValueError(
                 f"Unknown `entropy_control_pool` {self.entropy_control_pool!r}"
-                f"{nearest(self.entropy_control_pool, POOLS)}."
+                f"{nearest(str(self.entropy_control_pool), POOLS)}."
             )
         if self.entropy_control is None:
             if self.entropy_control_kwargs:
@@ -90,18 +93,19 @@ class CovGRPOConfig(GRPOConfig):
                     f"Remove them, or name the control they are for: {', '.join(CONTROLS)}."
                 )
             return None
-        if isinstance(self.entropy_control_kwargs, str):
+        if not isinstance(self.entropy_control_kwargs, (dict, NoneType)):
             raise ValueError(
                 f"`entropy_control_kwargs` must be a mapping, such as '{{\"fraction\": 2e-3}}', "
                 f"got {self.entropy_control_kwargs!r}."
             )
+        for name in ("epsilon", "epsilon_high"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {value}. Leave it out for the published range.")
         control = build_control(self.entropy_control, self.entropy_control_kwargs)
         self._check_on_policy(control)
         self._check_loss(control)
         self._check_pool()
-        micro_batches = self.gradient_accumulation_steps if self.entropy_control_pool == "step" else 1
-        rows = self.per_device_train_batch_size * micro_batches
-        warn_if_percentage(control.fraction, rows * (self.max_completion_length or 0))
         return control
 
     def ratio_clip(self) -> tuple[float, float]:
@@ -142,12 +146,24 @@ class CovGRPOConfig(GRPOConfig):
                 'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
 
+    def _pool_rows(self) -> int:
+        """Completions in a pool."""
+        rows = self.per_device_train_batch_size
+        if self.entropy_control_pool == "step":
+            rows *= self.gradient_accumulation_steps * self.world_size
+        return rows
+
     def _check_pool(self) -> None:
-        if self.entropy_control_pool == "micro_batch" and self.per_device_train_batch_size == 1:
+        if self._pool_rows() == 1:
             raise ValueError(
-                '`entropy_control_pool="micro_batch"` with `per_device_train_batch_size=1` makes a pool of one '
-                "sequence: all its tokens have the same advantage and their covariance is 0. Use "
-                '`entropy_control_pool="step"`, or a larger `per_device_train_batch_size`.'
+                f'`entropy_control_pool="{self.entropy_control_pool}"` with `per_device_train_batch_size=1` makes a '
+                "pool of one sequence: all its tokens have the same advantage and their covariance is 0. Use a larger "
+                '`per_device_train_batch_size`, or `entropy_control_pool="step"` with several micro-batches a step.'
+            )
+        if self.parallelism_config is not None and self.parallelism_config.tp_enabled:
+            raise ValueError(
+                "Entropy control does not know tensor parallelism (`parallelism_config.tp_size > 1`), where several "
+                "processes hold the same rows. Set `tp_size=1`, or `entropy_control=None`."
             )
         if self.entropy_control_pool == "step" and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(

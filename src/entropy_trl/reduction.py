@@ -56,22 +56,25 @@ def token_weights(
     raise ValueError(f"Unknown `loss_type` {loss_type!r}: entropy_trl knows no token weights for it.")
 
 
-def clipped_sides(
+def clipped_tokens(
     log_ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float, delta: float | None = None
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Tokens that the clipped surrogate `min(min(r, delta) * A, clip(r) * A)` leaves without gradient.
 
     Args:
-        log_ratio (`Tensor` of shape (B, T) or (B, 1)): `log r`.
+        log_ratio (`Tensor` of shape (B, T)): `log r`.
         advantages (`Tensor`, broadcastable): `A`.
         epsilon_low, epsilon_high (`float`): the ratio is clipped to `[1 - epsilon_low, 1 + epsilon_high]`.
-        delta (`float`, *optional*): upper bound of the ratio for negative advantages (TRL's two-sided clipping).
+        delta (`float`, *optional*): upper bound of the unclipped ratio (TRL's two-sided clipping).
 
     Returns:
-        Two bool tensors: negative advantage (ratio too low, or above `delta`), positive advantage (ratio too high).
+        `Tensor` of shape (B, T), bool.
     """
     ratio = torch.exp(log_ratio.detach())
-    outside = ratio < 1 - epsilon_low
+    lowest, highest = 1 - epsilon_low, 1 + epsilon_high
+    # The smaller of two products is the one with the smaller ratio for A > 0 and with the larger for A < 0.
+    stopped = (advantages > 0) & (ratio > (highest if delta is None else min(highest, delta)))
+    stopped |= (advantages < 0) & (ratio < lowest)
     if delta is not None:
-        outside = outside | (ratio > delta)
-    return outside & (advantages < 0), (ratio > 1 + epsilon_high) & (advantages > 0)
+        stopped |= (advantages < 0) & (ratio > max(highest, delta))
+    return stopped

@@ -9,6 +9,7 @@ import torch
 import trl
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
 from entropy_trl.config import CovGRPOConfig
@@ -16,7 +17,7 @@ from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
 from entropy_trl.metrics import StepMetrics
 from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
-from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_sides, token_weights
+from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
 from entropy_trl.types import TokenBatch, TokenEdit
 
 
@@ -81,6 +82,13 @@ class CovGRPOTrainer(GRPOTrainer):
         if self.entropy_control is None:
             self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
 
+    def train(self, *args, **kwargs):
+        if self.entropy_control is not None:
+            # A run that was interrupted inside a step leaves TRL's counter and rollout behind. The data start afresh,
+            # and so must they, or the steps would no longer lie inside the rollouts.
+            self._step, self._buffered_inputs, self._step_window = 0, None, None
+        return super().train(*args, **kwargs)
+
     # Rollout: name the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
@@ -94,7 +102,7 @@ class CovGRPOTrainer(GRPOTrainer):
         if self.entropy_control is None or not self.model.training:
             return super()._compute_loss(model, inputs)
 
-        if self._step_window is None or self._step_window.step != self.state.global_step:
+        if self._step_window is None:
             self._step_window = _StepWindow(self, self.entropy_control, model)
         window = self._step_window
         call = self._loss_call = _LossCall(self, window, inputs)
@@ -141,7 +149,7 @@ class CovGRPOTrainer(GRPOTrainer):
         A forward pass without gradient, (B, T), nats. Only a strictly on-policy step of several micro-batches needs it:
         otherwise TRL has the rollout's log-probabilities, or the loss's own forward pass covers the whole step.
         """
-        with torch.no_grad():
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             logps, _, _ = super()._get_per_token_logps_and_entropies(
                 model,
                 torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -151,13 +159,12 @@ class CovGRPOTrainer(GRPOTrainer):
             )
         return logps
 
-    def _token_batch(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None = None) -> TokenBatch:
+    def _token_batch(self, inputs: dict[str, Any], logps: Tensor) -> TokenBatch:
         """The tokens of a micro-batch (or of several, concatenated) as a control sees them.
 
         Args:
             inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
             logps (`Tensor` of shape (B, T)): log-probabilities to score the tokens by.
-            entropies (`Tensor` of shape (B, T), *optional*): their entropies.
         """
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
@@ -166,12 +173,15 @@ class CovGRPOTrainer(GRPOTrainer):
         advantages = inputs["advantages"]
         advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
         clipped = None
-        scored_by_rollout = logps is old_logps
-        if self.loss_type in CLIPPED_LOSS_TYPES and self.importance_sampling_level == "token" and not scored_by_rollout:
-            low, high = clipped_sides(
+        if (
+            self.entropy_control is not None
+            and self.entropy_control.drops_tokens
+            and self.loss_type in CLIPPED_LOSS_TYPES
+            and logps is not old_logps  # a step pool, scored with the rollout's policy, has no ratio to clip
+        ):
+            clipped = clipped_tokens(
                 logps - old_logps, advantages, self.epsilon_low, self.epsilon_high, self.args.delta
             )
-            clipped = low | high
         # Autocast computes in the reduced type although the log-probabilities come out as float32. Two engines were
         # measured to differ by half an epsilon of bf16 (sums are in float32) and by four epsilons of float32.
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
@@ -182,7 +192,6 @@ class CovGRPOTrainer(GRPOTrainer):
             advantages=advantages,
             mask=mask,
             row_ids=inputs["row_ids"],
-            entropies=None if entropies is None else entropies.detach(),
             clipped=clipped,
             # Odd multiplier, so that the steps of one seed and the seeds of one step all differ.
             seed=self.args.seed * 0x9E3779B97F4A7C15 + self.state.global_step,
@@ -228,7 +237,7 @@ class _StepWindow:
         """Select over all micro-batches of the step before the first of them is trained on."""
         trainer = self.trainer
         first = trainer._step % trainer.args.steps_per_generation
-        self.micro_batches = trainer._buffered_inputs[first : first + self.size]
+        self.micro_batches = (trainer._buffered_inputs or [])[first : first + self.size]
         if len(self.micro_batches) < self.size:
             raise RuntimeError(
                 f"Optimizer step {trainer.state.global_step + 1} has {self.size} micro-batches, but only "
@@ -248,9 +257,13 @@ class _StepWindow:
 
     def _select(self, pool: TokenBatch) -> Tensor:
         selection = self.control.select(pool)
-        self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selection.selected, pool.ranks))
+        selected = selection.selected
+        if self.trainer.args.entropy_control_pool == "step":
+            # Where all advantages are equal there is nothing to select. The authors' code takes arbitrary tokens then.
+            selected = selected & (selection.covariance != 0)
+        self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selected, pool.ranks))
         self.metrics.add(selection.metrics)
-        return selection.selected
+        return selected
 
     def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:
         """The selected tokens of the micro-batch at hand, (B, T), bool."""
@@ -290,7 +303,7 @@ class _LossCall:
                 f"TRL {trl.__version__} makes a second forward pass in its loss; entropy_trl knows one. Use a TRL "
                 "version that entropy_trl was tested with."
             )
-        self.batch = self.trainer._token_batch(self.original, logps, entropies)
+        self.batch = self.trainer._token_batch(self.original, logps)
         self.trainer._check_finite(self.batch)
         with torch.no_grad():
             selected = self.window.selected_in(self.original, self.batch)
@@ -346,10 +359,14 @@ class _LossCall:
         """Log TRL's clip metrics of the advantages as they were: TRL has computed them from the edited ones."""
         trainer, metrics = self.trainer, self.trainer._metrics["train"]
         if trainer.loss_type in CLIPPED_LOSS_TYPES:
-            low, high = clipped_sides(batch.log_ratio, batch.advantages, trainer.epsilon_low, trainer.epsilon_high)
-            metrics["clip_ratio/low_mean"][-1] = self._token_mean(batch, low)
-            metrics["clip_ratio/high_mean"][-1] = self._token_mean(batch, high)
-            metrics["clip_ratio/region_mean"][-1] = self._token_mean(batch, low | high)
+            ratio = batch.log_ratio.detach().exp()
+            if trainer.args.delta is not None:
+                ratio = ratio.clamp(max=trainer.args.delta)  # TRL counts what is left after it
+            low = (ratio < 1 - trainer.epsilon_low) & (batch.advantages < 0)
+            high = (ratio > 1 + trainer.epsilon_high) & (batch.advantages > 0)
+            metrics["clip_ratio/low_mean"][-1] = self._mean(low, batch.mask)
+            metrics["clip_ratio/high_mean"][-1] = self._mean(high, batch.mask)
+            metrics["clip_ratio/region_mean"][-1] = self._mean(low | high, batch.mask)
             # By row; a row without tokens has no ratio and does not count.
             rows = [side.where(batch.mask, False).sum(-1) / batch.mask.sum(-1) for side in (low, high)]
             low_rows, high_rows = (trainer.accelerator.gather(share) for share in rows)
@@ -357,7 +374,7 @@ class _LossCall:
             metrics["clip_ratio/high_max"][-1] = nanmax(high_rows).item()
         elif trainer.loss_type == "cispo":
             clipped = (batch.log_ratio.detach().exp() > trainer.epsilon_high) & (batch.advantages > 0)
-            metrics["cispo_clip_ratio"][-1] = self._token_mean(batch, clipped)
+            metrics["cispo_clip_ratio"][-1] = self._mean(clipped, batch.mask)
         elif trainer.loss_type == "vespo":
             weights = trainer.get_gamma_weights(
                 advantages=batch.advantages,
@@ -369,13 +386,13 @@ class _LossCall:
                 k_neg=trainer.args.vespo_k_neg,
                 lambda_neg=trainer.args.vespo_lambda_neg,
             )
-            sums = torch.stack([weights.sum(), weights.new_tensor(weights.numel())])
-            total, count = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-            metrics["vespo/phi_seq_mean"][-1] = total / max(count, 1)
+            # One weight a row, unless the advantages are one a token.
+            metrics["vespo/phi_seq_mean"][-1] = self._mean(weights, batch.mask if weights.shape[1] > 1 else None)
 
-    def _token_mean(self, batch: TokenBatch, values: Tensor) -> float:
-        """Mean over the valid tokens of all ranks."""
-        sums = torch.stack([(values & batch.mask).sum(), batch.mask.sum()]).double()
+    def _mean(self, values: Tensor, mask: Tensor | None) -> float:
+        """Mean over the valid tokens, or over all values, of all ranks."""
+        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+        sums = torch.stack([(values * mask).sum(), mask.sum()]).double()
         total, count = self.trainer.accelerator.reduce(sums, reduction="sum").tolist()
         return total / max(count, 1.0)
 

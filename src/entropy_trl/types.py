@@ -36,8 +36,6 @@ class TokenBatch:
         row_ids (`Tensor` of shape (B,), int64, *optional*):
             Identity of each row, unique in the pool and independent of how the rows are split and shuffled. Random
             draws depend on it alone. Defaults to `0..B-1`.
-        entropies (`Tensor` of shape (B, T), *optional*):
-            Entropy of the next-token distribution in nats, no gradient needed.
         clipped (`Tensor` of shape (B, T), bool, *optional*):
             Tokens that the loss's own ratio clip already leaves without gradient. Defaults to none.
         seed (`int`, *optional*, defaults to 0):
@@ -57,7 +55,6 @@ class TokenBatch:
     advantages: Tensor
     mask: Tensor
     row_ids: Tensor = None  # type: ignore[assignment]  # filled by __post_init__
-    entropies: Tensor | None = None
     clipped: Tensor | None = None
     seed: int = 0
     rounding: float = 0.0
@@ -67,7 +64,7 @@ class TokenBatch:
         if self.logps.ndim != 2:
             raise ValueError(f"`logps` must have shape (B, T), got {tuple(self.logps.shape)}.")
         shape = self.logps.shape
-        for name in ("old_logps", "mask", "entropies", "clipped"):
+        for name in ("old_logps", "mask", "clipped"):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"`{name}` must have the shape of `logps` {tuple(shape)}, got {tuple(value.shape)}.")
@@ -92,8 +89,6 @@ class TokenBatch:
             "advantages": advantages.where(mask, 0.0) if advantages.shape == shape else advantages,
             "rounding": self.rounding or 8 * torch.finfo(self.logps.dtype).eps,
         }
-        if self.entropies is not None:
-            fixed["entropies"] = self.entropies.where(mask, 0.0)
         if self.clipped is not None:
             fixed["clipped"] = self.clipped & mask
         for name, value in fixed.items():

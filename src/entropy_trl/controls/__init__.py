@@ -31,7 +31,9 @@ def build_control(name: str, kwargs: Mapping[str, Any] | None = None) -> Entropy
         ValueError: unknown name or keyword (the message has the valid ones and the nearest), or a bad value.
     """
     if name not in CONTROLS:
-        raise ValueError(f"Unknown `entropy_control` {name!r}{nearest(name, CONTROLS)}. Use none to switch it off.")
+        raise ValueError(
+            f"Unknown `entropy_control` {name!r}{nearest(str(name), CONTROLS)}. Use none to switch it off."
+        )
     cls = CONTROLS[name]
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = dict(kwargs or {})
