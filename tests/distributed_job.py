@@ -74,7 +74,7 @@ def main(out: Path, job: dict) -> None:
     def record(window, pool):
         selected = select(window, pool)
         rows = zip(pool.row_ids.tolist(), selected, strict=True)
-        selections.append([window.step, {row: s.nonzero().flatten().tolist() for row, s in rows}])
+        selections.append([window.trainer.state.global_step, {row: s.nonzero().flatten().tolist() for row, s in rows}])
         shapes.append([list(pool.mask.shape), int(pool.mask.sum())])
         return selected
 

@@ -47,7 +47,7 @@ def selections(monkeypatch):
     def record(self, pool: TokenBatch):
         selected = select(self, pool)
         rows = {int(row): tuple(s.nonzero().flatten().tolist()) for row, s in zip(pool.row_ids, selected, strict=True)}
-        made.append((self.step, rows, int(pool.mask.sum())))
+        made.append((self.trainer.state.global_step, rows, int(pool.mask.sum())))
         return selected
 
     monkeypatch.setattr(entropy_trl.trainer._StepWindow, "_select", record)

@@ -64,7 +64,7 @@ def _quickstart_main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="entropy-trl quickstart",
-        description=COMMANDS["quickstart"].capitalize() + ".",
+        description=f"{COMMANDS['quickstart'][0].upper()}{COMMANDS['quickstart'][1:]}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     run.add_arguments(parser)

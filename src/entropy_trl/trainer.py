@@ -224,7 +224,6 @@ class _StepWindow:
     def __init__(self, trainer: CovGRPOTrainer, control: EntropyControl, model):
         self.trainer = trainer
         self.control = control
-        self.step = trainer.state.global_step
         self.size = trainer.current_gradient_accumulation_steps
         self.position = 0
         self.metrics = StepMetrics(trainer.accelerator.device)
