@@ -3,8 +3,8 @@
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
 #   make test                                 everything that runs without a GPU
-#   make gpu-check PYTHON=/path/to/python     on a machine with a GPU, in an environment that already has the package's
-#                                             dependencies and pytest: makes no environment
+#   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
+#                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
 # On Linux the default package index serves the CUDA build of torch, several GB. For the CPU build:
 #   make install PIP_INSTALL_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -14,6 +14,7 @@ VENV ?= .venv
 PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
+GPU_PYTHON ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -46,10 +47,10 @@ style: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-gpu-check:
-	PYTHONPATH=src $(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
-	PYTHONPATH=src $(PYTHON) benchmarks/overhead.py
-	PYTHONPATH=src $(PYTHON) benchmarks/selection.py
+gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
+	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m gpu $(PYTEST_ARGS)
+	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/overhead.py
+	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/selection.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,10 @@
 """The tiny policy: it answers any prompt in the form that the reward reads, and is right now and then."""
 
+import runpy
+from pathlib import Path
+
 import torch
+from conftest import untrained_policy
 
 from entropy_trl.rewards import final_answer
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample, tiny_math_policy
@@ -46,3 +50,14 @@ def test_teaching_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     tiny_math_policy()
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_example_runs(tmp_path, monkeypatch, capsys):
+    # The example as it stands but for the warm start, which takes 40 seconds.
+    example = Path(__file__).parents[1] / "examples" / "countdown.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("entropy_trl.quickstart.warm_start_policy", untrained_policy)
+    for control in ("kl_cov", "clip_cov", "none"):
+        monkeypatch.setattr("sys.argv", ["countdown.py", "--control", control, "--rollouts", "2"])
+        runpy.run_path(str(example), run_name="__main__")
+        assert f"{control}: entropy" in capsys.readouterr().out
