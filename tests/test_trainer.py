@@ -274,19 +274,40 @@ def test_non_finite_advantages_are_counted(make_trainer, set_forward, loss_input
         trainer._compute_loss(trainer.model, inputs)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("pool", ["step", "micro_batch"])
-def test_a_resumed_run_repeats_the_draws(make_trainer, selections, tmp_path, method, pool):
-    overrides = METHODS[method] | {"entropy_control_pool": pool, "save_strategy": "steps", "save_steps": 2}
-    through = make_trainer(**overrides, max_steps=6)
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("clip_cov", {"steps_per_generation": 4}),
+        ("kl_cov", {"steps_per_generation": 4}),
+        ("clip_cov", {"steps_per_generation": 4, "entropy_control_pool": "micro_batch"}),
+        ("clip_cov", {"steps_per_generation": 2, "num_iterations": 2}),
+        ("kl_cov", {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 2}),
+    ],
+)
+def test_a_resumed_run_is_the_same_run(make_trainer, selections, tmp_path, method, overrides):
+    # A rollout lasts 4 steps: checkpoints 1 to 3 lie inside the first one, 4 at its end, 5 inside the second.
+    overrides = METHODS[method] | overrides | {"save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    through = make_trainer(**overrides)
     through.train()
-    drawn = [s for s in selections if s[0] >= 4]
-    selections.clear()
-    resumed = make_trainer(**overrides, max_steps=6)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))  # a rollout ends there
-    assert [s for s in selections if s[0] >= 4] == drawn
-    assert same_weights(through, resumed)
-    assert logs(through)[4:6] == logs(resumed)[4:6]
+    drawn = list(selections)
+    for checkpoint in range(1, 6):
+        selections.clear()
+        resumed = make_trainer(**overrides)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
+        assert selections == [s for s in drawn if s[0] >= checkpoint]
+        assert same_weights(through, resumed), checkpoint
+        assert logs(through)[checkpoint:6] == logs(resumed)[checkpoint:6]
+
+
+def test_a_checkpoint_without_its_rollout_is_said(make_trainer, tmp_path, caplog):
+    overrides = METHODS["clip_cov"] | {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    make_trainer(**overrides).train()
+    assert not list((tmp_path / "out" / "checkpoint-2").glob("rollout*"))  # at the end of a rollout there is none
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    (checkpoint / "rollout_rank0.safetensors").unlink()
+    with caplog.at_level("WARNING", logger="entropy_trl"):
+        make_trainer(**overrides).train(resume_from_checkpoint=str(checkpoint))
+    assert "lies inside a rollout" in caplog.text
 
 
 @pytest.mark.parametrize("method", CONTROLS)

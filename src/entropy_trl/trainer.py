@@ -1,17 +1,21 @@
 """[`CovGRPOTrainer`]: TRL's GRPOTrainer with an entropy control in its loss. The only module that subclasses it."""
 
 import inspect
+import logging
 import textwrap
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 import trl
 from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
+from entropy_trl.checkpoint import load_rollout, rollout_file, save_rollout
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
@@ -20,6 +24,8 @@ from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
 from entropy_trl.types import TokenBatch, TokenEdit
 
+
+logger = logging.getLogger(__name__)
 
 #: What TRL's forward pass takes beside the token ids (images and the like), by name.
 _FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
@@ -88,6 +94,33 @@ class CovGRPOTrainer(GRPOTrainer):
             # and so must they, or the steps would no longer lie inside the rollouts.
             self._step, self._buffered_inputs, self._step_window = 0, None, None
         return super().train(*args, **kwargs)
+
+    # TRL saves no rollout, and makes a new one where it goes on in the middle of one: another run from there on.
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.entropy_control is not None:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            path = rollout_file(folder, self.accelerator.process_index)
+            if self._buffered_inputs is not None and self._inside_rollout(self._step):
+                save_rollout(path, self._step, self._buffered_inputs)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier run in the same folder
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.entropy_control is None or checkpoint is None:
+            return
+        path = rollout_file(checkpoint, self.accelerator.process_index)
+        if path.exists():
+            self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
+        elif self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps):
+            logger.warning(
+                f"{checkpoint} lies inside a rollout but does not have it (it was not saved by CovGRPOTrainer with an "
+                "entropy control): a new rollout is made, and the run differs from one that was not interrupted."
+            )
+
+    def _inside_rollout(self, step: int) -> bool:
+        return step % (self.args.steps_per_generation * self.num_iterations) != 0
 
     # Rollout: name the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
     def _generate_and_score_completions(self, inputs):
