@@ -24,7 +24,7 @@ ROWS = 32
 
 def main(out: Path, job: dict) -> None:
     world, rollouts, selections, shapes = job.pop("spread"), [0], [], []
-    empty_rank = job.pop("empty_rank", None)
+    empty_rank, generate, resume = job.pop("empty_rank", None), job.pop("generate", False), job.pop("resume", None)
     config = CovGRPOConfig(
         output_dir=str(out / "run"),
         num_generations=4,
@@ -34,7 +34,8 @@ def main(out: Path, job: dict) -> None:
         learning_rate=0.3,
         logging_steps=1,
         report_to="none",
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=1,
         bf16=False,
         use_cpu=True,
         gradient_checkpointing=False,
@@ -93,9 +94,9 @@ def main(out: Path, job: dict) -> None:
         args=config,
         train_dataset=build_dataset(64),
         processing_class=build_tokenizer(),
-        rollout_func=rollout,
+        rollout_func=None if generate else rollout,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     torch.save(
         {
             "selections": selections,

@@ -107,3 +107,13 @@ def test_the_micro_batch_pool_stays_on_each_process(tmp_path):
     for rank in ranks:
         for (_, rows), (_, tokens) in zip(rank["selections"], rank["shapes"], strict=True):
             assert sum(map(len, rows.values())) == int(0.2 * tokens)
+
+
+def test_two_processes_resume_inside_a_rollout(tmp_path):
+    job = {"per_device_train_batch_size": 8, "steps_per_generation": 2, "generate": True, **METHODS["clip_cov"]}
+    through = run(tmp_path / "through", 2, spread=2, **job)
+    checkpoint = tmp_path / "through" / "run" / "checkpoint-1"
+    assert {p.name for p in checkpoint.glob("rollout*")} == {"rollout_rank0.safetensors", "rollout_rank1.safetensors"}
+    resumed = run(tmp_path / "resumed", 2, spread=2, resume=str(checkpoint), **job)
+    assert distance(through[0], resumed[0]) == 0
+    assert [s for s in merged(through) if s[0] >= 1] == merged(resumed)

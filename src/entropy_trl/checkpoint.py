@@ -43,10 +43,10 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
 
 def load_rollout(path: Path, device: torch.device) -> tuple[int, list[MicroBatch]]:
     """Read what [`save_rollout`] wrote: the step and the rollout buffer, its tensors on `device`."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
+    with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["rollout"])
         micro_batches: list[MicroBatch] = header["others"]
         for name in file.keys():  # noqa: SIM118  # not a mapping
             index, key = name.split("/", maxsplit=1)
-            micro_batches[int(index)][key] = file.get_tensor(name)
+            micro_batches[int(index)][key] = file.get_tensor(name).to(device)
     return header["step"], micro_batches
