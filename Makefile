@@ -3,6 +3,7 @@
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
 #   make test                                 everything that runs without a GPU
+#   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
@@ -19,7 +20,7 @@ GPU_PYTHON ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test quality style gpu-check clean
+.PHONY: help install quickstart test test-distributed quality style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -37,6 +38,10 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+test-distributed: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[deepspeed]" ninja
+	$(BIN)/python -m pytest tests/test_distributed.py $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

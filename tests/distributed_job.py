@@ -34,7 +34,7 @@ def main(out: Path, job: dict) -> None:
         learning_rate=0.3,
         logging_steps=1,
         report_to="none",
-        save_strategy="steps",
+        save_strategy=job.pop("save_strategy", "steps"),
         save_steps=1,
         bf16=False,
         use_cpu=True,
@@ -97,6 +97,8 @@ def main(out: Path, job: dict) -> None:
         rollout_func=None if generate else rollout,
     )
     trainer.train(resume_from_checkpoint=resume)
+    # A collective, under ZeRO-3: it gathers the shards of the parameters.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     torch.save(
         {
             "selections": selections,
@@ -104,7 +106,9 @@ def main(out: Path, job: dict) -> None:
             "processes": trainer.accelerator.num_processes,
             "distributed_type": trainer.accelerator.distributed_type.value,
             "logs": [log for log in trainer.state.log_history if "loss" in log],
-            "weights": {n: p.detach().clone() for n, p in trainer.model.named_parameters()},
+            "weights": {name: weight.clone() for name, weight in (weights or {}).items()},
+            # ZeRO-3 keeps this process's shard of a parameter in `ds_tensor`.
+            "held": sum(getattr(p, "ds_tensor", p).numel() for p in trainer.model.parameters()),
         },
         out / f"rank{rank}.pt",
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ def run(out: Path, processes: int, **job):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent / "src")]),
         "TRL_EXPERIMENTAL_SILENCE": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # ninja, for DeepSpeed
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -117,3 +119,28 @@ def test_two_processes_resume_inside_a_rollout(tmp_path):
     resumed = run(tmp_path / "resumed", 2, spread=2, resume=str(checkpoint), **job)
     assert distance(through[0], resumed[0]) == 0
     assert [s for s in merged(through) if s[0] >= 1] == merged(resumed)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_selects_and_trains_as_ddp(tmp_path, stage):
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed: make test-distributed")
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, with which DeepSpeed builds its communication for CPUs")
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+    if stage == 2:
+        zero = {"stage": 2}
+    automatic = (
+        "train_micro_batch_size_per_gpu",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    settings = dict.fromkeys(automatic, "auto") | {"zero_allow_untested_optimizer": True, "zero_optimization": zero}
+    (tmp_path / "deepspeed.json").write_text(json.dumps(settings))
+    job = {"per_device_train_batch_size": 8, "steps_per_generation": 2, "save_strategy": "no", **METHODS["kl_cov"]}
+    ddp = run(tmp_path / "ddp", 2, spread=2, **job)
+    sharded = run(tmp_path / "zero", 2, spread=2, deepspeed=str(tmp_path / "deepspeed.json"), **job)
+    assert sharded[0]["distributed_type"] == "DEEPSPEED"
+    assert sharded[0]["held"] == ddp[0]["held"] // (2 if stage == 3 else 1)
+    assert merged(sharded) == merged(ddp)
+    assert distance(ddp[0], sharded[0]) < 1e-6
