@@ -7,8 +7,8 @@
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
-# On Linux the default package index serves the CUDA build of torch, several GB. For the CPU build:
-#   make install PIP_INSTALL_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# On Linux the default package index serves the CUDA build of torch, several GB. For the CPU build, first:
+#   make install PIP_INSTALL_ARGS="--extra-index-url INDEX"    with PyTorch's index of CPU builds
 
 PYTHON ?= python3
 VENV ?= .venv
