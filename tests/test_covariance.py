@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropy_trl import covariance_metrics, token_covariance
-from entropy_trl.covariance import top_counts
+from entropy_trl.selection import selection_count
 
 
 def random_pool(seed, rows=5, length=7, per_token=False):
@@ -106,6 +106,6 @@ def test_metrics_of_an_empty_pool_count_nothing():
     assert all(float(count) == 0 for _, count in metrics.values())
 
 
-def test_top_counts_have_a_floor_of_one():
-    assert top_counts((2e-4, 0.5), 100) == [1, 50]
-    assert top_counts((2e-4, 0.5), 0) == [0, 0]
+def test_counts_have_a_floor_of_one():
+    assert [selection_count(fraction, 100) for fraction in (2e-4, 0.5)] == [1, 50]
+    assert [selection_count(fraction, 0) for fraction in (2e-4, 0.5)] == [0, 0]

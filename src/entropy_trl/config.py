@@ -11,10 +11,7 @@ from entropy_trl.controls.base import warn_if_percentage
 from entropy_trl.reduction import LOSS_TYPES
 
 
-POOLS = {
-    "step": "all tokens of an optimizer step",
-    "micro_batch": "the tokens of one forward pass on one process, as in the authors' code",
-}
+POOLS = ("step", "micro_batch")
 
 
 @dataclass

@@ -1,13 +1,10 @@
 """The token covariance of arXiv 2505.22617 over a pool of tokens, and its table by quantile."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from entropy_trl.ranks import ONE_PROCESS, Ranks
-from entropy_trl.selection import top_sums
+from entropy_trl.selection import selection_count, top_sums
 from entropy_trl.types import MetricSum
 
 
@@ -90,12 +87,8 @@ def covariance_metrics(
     # From the largest share to the smallest. The count of the tokens on top is one of the whole pool: its share of each
     # process is that process's share of the pool's tokens, so that the counts add up.
     pool_tokens = int(ranks.sum(tokens))
-    tops = top_counts(TABLE_1_FRACTIONS, pool_tokens)[::-1]
-    for fraction, top, total in zip(TABLE_1_FRACTIONS[::-1], tops, top_sums(values, tops, ranks), strict=True):
+    fractions = TABLE_1_FRACTIONS[::-1]
+    tops = [selection_count(fraction, pool_tokens) for fraction in fractions]
+    for fraction, top, total in zip(fractions, tops, top_sums(values, tops, ranks), strict=True):
         sums[f"cov_top_{fraction:g}"] = (total, top * tokens / max(pool_tokens, 1))
     return sums
-
-
-def top_counts(fractions: Sequence[float], total: int) -> list[int]:
-    """`floor(fraction * total)` for each fraction, at least one token while there is any."""
-    return [min(max(math.floor(fraction * total), 1), total) for fraction in fractions]

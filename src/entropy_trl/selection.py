@@ -22,6 +22,14 @@ _ROUND_BITS = 11
 _MASK_63 = (1 << 63) - 1
 
 
+def selection_count(fraction: float, tokens: int) -> int:
+    """How many of `tokens` a fraction means: `floor(fraction * tokens)`, at least one while there is a token.
+
+    The floor of one is the authors'. On a small pool it makes the realised fraction larger than the nominal one.
+    """
+    return min(max(math.floor(fraction * tokens), 1), tokens)
+
+
 def top_k_mask(
     scores: Tensor, eligible: Tensor, k: int, row_ids: Tensor | None = None, ranks: Ranks = ONE_PROCESS
 ) -> Tensor:
@@ -46,7 +54,9 @@ def top_k_mask(
     row_ids = torch.arange(scores.shape[0], device=scores.device) if row_ids is None else row_ids
     if ranks.several:
         keys, bits = _sortable(scores)
-        (threshold,), (above,) = _kth_keys(keys[eligible], bits, [k], ranks)
+        (threshold,), (above,), (equal,) = _kth_keys(keys[eligible], bits, [k], ranks)
+        if above + equal <= k:  # the usual case: no tie to resolve
+            return eligible & (keys >= threshold)
         marked = eligible & (keys > threshold)
         return marked | _first_of_equals(eligible & (keys == threshold), row_ids, k - above, ranks)
 
@@ -92,7 +102,7 @@ def _first_of_equals(tied: Tensor, row_ids: Tensor, n: int, ranks: Ranks) -> Ten
     """The `n` of the tied tokens with the lowest (row id, position)."""
     rows, positions = tied.nonzero(as_tuple=True)
     keys = _MASK_63 - _order(row_ids, rows, positions)
-    (threshold,), _ = _kth_keys(keys, 63, [n], ranks)
+    (threshold,), _, _ = _kth_keys(keys, 63, [n], ranks)
     first = torch.zeros_like(tied)
     first[rows, positions] = keys >= threshold
     return first
@@ -113,12 +123,12 @@ def _sortable(scores: Tensor) -> tuple[Tensor, int]:
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) + (1 << 31), 32
 
 
-def _kth_keys(keys: Tensor, bits: int, ks: Sequence[int], ranks: Ranks) -> tuple[list[int], list[int]]:
-    """For each `k >= 1`, the k-th highest key over all ranks (0 if there are fewer) and how many keys are higher.
+def _kth_keys(keys: Tensor, bits: int, ks: Sequence[int], ranks: Ranks) -> tuple[list[int], list[int], list[int]]:
+    """For each `k >= 1`: the k-th highest key over all ranks (0 if fewer), how many are above it and how many equal it.
 
     Communication: `ceil(bits / 11)` sums of `len(ks)` histograms of 2^11 int64, 16 KiB each.
     """
-    thresholds, above = [0] * len(ks), [0] * len(ks)
+    thresholds, above, equal = [0] * len(ks), [0] * len(ks), [0] * len(ks)
     for shift in range(_ROUND_BITS * (math.ceil(bits / _ROUND_BITS) - 1), -1, -_ROUND_BITS):
         digits = (keys >> shift) & ((1 << _ROUND_BITS) - 1)
         prefixes = keys >> (shift + _ROUND_BITS) if shift + _ROUND_BITS < 64 else torch.zeros_like(keys)
@@ -129,9 +139,11 @@ def _kth_keys(keys: Tensor, bits: int, ks: Sequence[int], ranks: Ranks) -> tuple
         for i, k in enumerate(ks):
             # The highest digit at which, with what is above it, k keys are reached; digit 0 if there are not k.
             index = next((j for j, c in enumerate(from_top[i]) if above[i] + c >= k), (1 << _ROUND_BITS) - 1)
-            above[i] += from_top[i][index - 1] if index else 0
+            higher = from_top[i][index - 1] if index else 0
+            above[i] += higher
+            equal[i] = from_top[i][index] - higher
             thresholds[i] = (thresholds[i] << _ROUND_BITS) | ((1 << _ROUND_BITS) - 1 - index)
-    return thresholds, above
+    return thresholds, above, equal
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -180,7 +192,7 @@ def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int, ranks: Ranks
     rows, positions = eligible.nonzero(as_tuple=True)
     keys = draw_keys(row_ids[rows], positions, seed)
     if ranks.several:
-        (threshold,), _ = _kth_keys(keys, 63, [n], ranks)
+        (threshold,), _, _ = _kth_keys(keys, 63, [n], ranks)
         drawn[rows, positions] = keys >= threshold
     elif keys.numel():
         drawn[rows, positions] = keys >= keys.topk(min(n, keys.numel()), sorted=False).values.min()
@@ -205,15 +217,13 @@ def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> l
             sums.append(values.sum(dtype=torch.float64))
         return sums
     keys, bits = _sortable(values)
-    thresholds, above = _kth_keys(keys, bits, ks, ranks)
+    thresholds, above, equal = _kth_keys(keys, bits, ks, ranks)
     sums = []
-    for k, threshold, higher in zip(ks, thresholds, above, strict=True):
-        tied = keys == threshold
-        counts = ranks.sum(tied.count_nonzero())
+    for k, threshold, higher, ties in zip(ks, thresholds, above, equal, strict=True):
         # Of the values equal to the k-th each process takes its share.
-        share = (k - higher) / counts.clamp(min=1)
+        share = (k - higher) / max(ties, 1)
         sums.append(
             values.where(keys > threshold, 0.0).sum(dtype=torch.float64)
-            + values.where(tied, 0.0).sum(dtype=torch.float64) * share
+            + values.where(keys == threshold, 0.0).sum(dtype=torch.float64) * share
         )
     return sums

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from entropy_trl.controls.base import EntropyControl, selection_count
+from entropy_trl.controls.base import EntropyControl
 from entropy_trl.controls.clip_cov import ClipCov
 from entropy_trl.controls.kl_cov import KLCov
 
@@ -15,7 +15,7 @@ CONTROLS: dict[str, type[ClipCov] | type[KLCov]] = {
     "kl_cov": KLCov,
 }
 
-__all__ = ["CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control", "nearest", "selection_count"]
+__all__ = ["CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control", "nearest"]
 
 
 def build_control(name: str, kwargs: Mapping[str, Any] | None = None) -> EntropyControl:

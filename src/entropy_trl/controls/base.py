@@ -1,6 +1,5 @@
 """What the trainer asks of a control, and what the covariance controls share."""
 
-import math
 import warnings
 from typing import ClassVar, Protocol
 
@@ -40,14 +39,6 @@ class EntropyControl(Protocol):
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
         """Say what to change in the loss of a micro-batch whose marked tokens are `selected`, (B, T), bool."""
         ...
-
-
-def selection_count(fraction: float, tokens: int) -> int:
-    """How many of `tokens` a fraction means: `floor(fraction * tokens)`, at least one while there is a token.
-
-    The floor of one is the authors'. On a small pool it makes the realised fraction larger than the nominal one.
-    """
-    return min(max(math.floor(fraction * tokens), 1), tokens)
 
 
 def check_fraction(fraction: float) -> None:

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from entropy_trl.controls.base import check_fraction, check_selection, selection_count
+from entropy_trl.controls.base import check_fraction, check_selection
 from entropy_trl.covariance import token_covariance
-from entropy_trl.selection import draw_mask
+from entropy_trl.selection import draw_mask, selection_count
 from entropy_trl.types import Selection, TokenBatch, TokenEdit
 
 
