@@ -15,7 +15,7 @@ def run(name, argv, output):
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    report = module.main([*argv, "--device", "cpu", "--output", str(output)])
+    report = module.main([*argv, "--output", str(output)])
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps(report, default=str))
     return written
@@ -23,7 +23,9 @@ def run(name, argv, output):
 
 def test_selection(tmp_path, capsys):
     sizes = [2_000, 20_000, 70_000, 80_000]
-    report = run("selection", ["--tokens", *map(str, sizes), "--repeats", "2"], tmp_path / "selection.json")
+    report = run(
+        "selection", ["--device", "cpu", "--tokens", *map(str, sizes), "--repeats", "2"], tmp_path / "selection.json"
+    )
     assert [result["tokens"] for result in report["results"]] == sizes
     for result in report["results"]:
         rows, width = result["shape"]
@@ -44,7 +46,7 @@ def test_selection(tmp_path, capsys):
 def test_overhead(tmp_path, capsys):
     sizes = {"vocab_size": 64, "hidden_size": 16, "layers": 1, "rows": 4, "completion_length": 6, "repeats": 2}
     argv = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    report = run("overhead", argv, tmp_path / "overhead.json")
+    report = run("overhead", ["--device", "cpu", *argv], tmp_path / "overhead.json")
     cases = report["cases"]
     assert list(cases) == [
         "stock",
@@ -69,3 +71,15 @@ def test_overhead(tmp_path, capsys):
     assert cases["clip_cov/step (on-policy)"]["added_seconds"] is None
     assert cases["off"]["memory_ratio"] == pytest.approx(1.0, abs=1e-3)  # TRL bit for bit
     assert "memory / stock" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores(tmp_path, capsys):
+    argv = ["--methods", "kl_cov", "--seeds", "0", "--rollouts", "2", "--eval_prompts", "16"]
+    argv += ["--warm_start_steps", "20", "--warm_start_dir", str(tmp_path)]
+    rollout, current = run("scores", argv, tmp_path / "scores.json")
+    assert (rollout["scores"], current["scores"]) == ("rollout", "current")
+    assert len(rollout["overlap"]) > 1 and current["overlap"] == {}
+    assert rollout["overlap"]["1"] == 1.0  # the policy is still the rollout's
+    assert all(0 < value <= 1 for value in rollout["overlap"].values())
+    assert capsys.readouterr().out.count("final_entropy") == 2

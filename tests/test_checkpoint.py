@@ -1,9 +1,36 @@
-"""A rollout survives a file: tensors bit for bit, and what is not a tensor."""
+"""What is in a checkpoint: a rollout survives its file, and what is not complete is never taken for complete."""
+
+import json
+import logging
+import os
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from entropy_trl.checkpoint import load_rollout, rollout_file, save_rollout
+from entropy_trl.checkpoint import (
+    MANIFEST,
+    Layout,
+    checkpoint_to_resume,
+    last_complete_checkpoint,
+    load_rollout,
+    rollout_file,
+    rotate,
+    save_rollout,
+    why_incomplete,
+    write_manifest,
+)
+
+
+LAYOUT = Layout(
+    processes=2,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=2,
+    steps_per_generation=8,
+    num_iterations=1,
+    num_generations=4,
+)
 
 
 def test_round_trip(tmp_path):
@@ -40,3 +67,142 @@ def test_a_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         save_rollout(path, 0, [{"bad": object()}])
     assert not path.exists()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Writes checkpoints of given steps, each younger than the one before; returns their folder."""
+
+    def write(*steps, complete=(), layout=LAYOUT, inside_rollout=False):
+        for age, step in enumerate(steps):
+            folder = tmp_path / f"checkpoint-{step}"
+            folder.mkdir()
+            save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
+            torch.save({"state": torch.ones(3)}, folder / "optimizer.pt")
+            (folder / "trainer_state.json").write_text("{}")
+            if step in complete:
+                write_manifest(folder, layout, inside_rollout)
+            os.utime(folder, (1e9 + 10 * age, 1e9 + 10 * age))
+        return tmp_path
+
+    return write
+
+
+def steps_left(folder):
+    return {int(path.name.split("-")[1]) for path in folder.iterdir()}
+
+
+def cut_off(path, size=20):
+    os.truncate(path, size)
+
+
+def test_the_newest_complete_checkpoint_is_found(checkpoints, caplog):
+    folder = checkpoints(2, 9, 10, 11, complete=(2, 9, 10))
+    assert last_complete_checkpoint(folder / "nothing here") is None
+    cut_off(folder / "checkpoint-10" / "optimizer.pt")
+    assert last_complete_checkpoint(folder) == folder / "checkpoint-9"  # by number, not by name
+    assert "checkpoint-11 is passed over: it has no manifest.json" in caplog.text
+    assert "checkpoint-10 is passed over: optimizer.pt has 20 of" in caplog.text
+    (folder / "checkpoint-9" / "trainer_state.json").unlink()
+    assert why_incomplete(folder / "checkpoint-9") == "trainer_state.json is missing"
+    cut_off(folder / "checkpoint-2" / MANIFEST)
+    assert why_incomplete(folder / "checkpoint-2") == "its manifest.json cannot be read"
+    with pytest.raises(ValueError, match=r"no complete checkpoint in .*checkpoint-2: its manifest.json cannot be read"):
+        checkpoint_to_resume(True, folder, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("steps", "complete", "limit", "left"),
+    [
+        # Written 2, 5 (interrupted), then from 2 again: 3 is the last complete one, though not the highest.
+        ((2, 5, 3), (2, 3), 1, {3}),
+        ((2, 5, 3), (2, 3), 2, {2, 3}),
+        ((2, 5, 3), (2, 3), 3, {2, 3, 5}),
+        ((1, 2, 3, 4), (1, 2), 1, {2}),
+        ((1, 2, 3), (1, 2, 3), 2, {2, 3}),
+        ((1, 2, 3), (1, 2, 3), None, {1, 2, 3}),
+        ((1, 2, 3), (), 0, {1, 2, 3}),
+    ],
+)
+def test_rotation_deletes_incomplete_checkpoints_first(checkpoints, steps, complete, limit, left):
+    folder = checkpoints(*steps, complete=complete)
+    rotate(folder, limit, best=None)
+    assert steps_left(folder) == left
+
+
+def test_rotation_keeps_the_best(checkpoints):
+    folder = checkpoints(1, 2, 3, complete=(1, 2, 3))
+    rotate(folder, 2, best=str(folder / "checkpoint-1"))
+    assert steps_left(folder) == {1, 3}
+
+
+def test_a_named_checkpoint_is_checked(checkpoints, caplog):
+    folder = checkpoints(1, 2, complete=(1,))
+    assert checkpoint_to_resume(None, folder, LAYOUT) is None
+    assert checkpoint_to_resume(False, folder, LAYOUT) is None
+    assert checkpoint_to_resume("auto", folder / "nothing here", LAYOUT) is None
+    assert checkpoint_to_resume("auto", folder, LAYOUT) == folder / "checkpoint-1"
+    caplog.clear()
+    named = {step: folder / f"checkpoint-{step}" for step in (1, 2)}
+    assert checkpoint_to_resume(str(named[1]), folder, LAYOUT) == named[1]
+    assert not caplog.records
+    # Without a manifest (stock TRL's) the files themselves must do.
+    assert checkpoint_to_resume(str(named[2]), folder, LAYOUT) == named[2]
+    assert "checkpoint-2 has no manifest.json" in caplog.text
+    for step, name in ((1, "model.safetensors"), (2, "model.safetensors"), (2, "optimizer.pt"), (2, "x.json")):
+        path = named[step] / name
+        before = path.read_bytes() if path.exists() else b"{}"
+        path.write_bytes(before[: len(before) // 2])
+        with pytest.raises(ValueError, match=f"is not complete: {name}"):
+            checkpoint_to_resume(str(named[step]), folder, LAYOUT)
+        path.write_bytes(before)
+    (named[2] / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=r"is not a checkpoint \(it has no trainer_state.json\)"):
+        checkpoint_to_resume(str(named[2]), folder, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("inside_rollout", "changes", "words"),
+    [
+        # The same 16 completions a step and 64 a rollout, cut another way.
+        (False, {"processes": 1, "per_device_train_batch_size": 8}, None),
+        (False, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 16}, None),
+        (True, {"processes": 1, "per_device_train_batch_size": 8}, "inside a rollout"),
+        (True, {"processes": 4, "per_device_train_batch_size": 2}, "inside a rollout"),
+        # Other amounts: the steps made so far would stand for other prompts.
+        (False, {"processes": 1}, "processes x per_device_train_batch_size"),
+        (False, {"gradient_accumulation_steps": 1}, "differ in the completions of a step"),
+        (False, {"steps_per_generation": 16}, "differ in the completions of a step or of a rollout"),
+        (True, {"num_iterations": 2}, "num_iterations 2"),
+    ],
+)
+def test_another_layout_goes_on_or_is_refused(checkpoints, caplog, inside_rollout, changes, words):
+    folder = checkpoints(3, complete=(3,), inside_rollout=inside_rollout)
+    layout = replace(LAYOUT, **changes)
+    if words is None:
+        with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+            assert checkpoint_to_resume(True, folder, layout) == folder / "checkpoint-3"
+        assert "was saved with processes 2" in caplog.text
+    else:
+        with pytest.raises(ValueError, match=words):
+            checkpoint_to_resume(True, folder, layout)
+
+
+def test_deepspeeds_shards_are_for_their_number_of_processes(checkpoints):
+    folder = checkpoints(3)
+    (folder / "checkpoint-3" / "latest").write_text("global_step3")
+    write_manifest(folder / "checkpoint-3", LAYOUT, inside_rollout=False)
+    with pytest.raises(ValueError, match="DeepSpeed's shards"):
+        checkpoint_to_resume(True, folder, replace(LAYOUT, processes=1, per_device_train_batch_size=8))
+
+
+def test_the_manifest_names_the_files_of_subfolders(checkpoints):
+    folder = checkpoints(3) / "checkpoint-3"
+    (folder / "global_step3").mkdir()
+    (folder / "global_step3" / "shard.pt").write_bytes(bytes(10))
+    write_manifest(folder, LAYOUT, inside_rollout=True)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["files"]["global_step3/shard.pt"] == 10
+    assert MANIFEST not in manifest["files"]
+    (folder / "global_step3" / "shard.pt").unlink()
+    assert why_incomplete(folder) == "global_step3/shard.pt is missing"

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from entropy_trl import __version__
+from entropy_trl.checkpoint import Layout, write_manifest
 from entropy_trl.cli import main, parse_train_args, train_main
 
 
@@ -239,7 +240,7 @@ def test_values_of_the_file_are_read_as_on_the_command_line(tmp_path):
         (["--reward_funcs", "json.dumps"], "needs a column 'obj'"),
         (["--model_factory", "tiny"], "'tiny' is not a dotted path"),
         (["--model_name_or_path", "./no/model"], "there is no folder './no/model'"),
-        (["--resume_from_checkpoint", "true", "--output_dir", "no/run"], "there is no checkpoint in 'no/run'"),
+        (["--resume_from_checkpoint", "true", "--output_dir", "no/run"], "there is no complete checkpoint in 'no/run'"),
         (["--resume_from_checkpoint", "no/run"], "'no/run' is not a checkpoint"),
         (["--prompt_template", "Solve!", "--dataset_name", SAMPLE], "has no '{problem}'"),
     ],
@@ -266,6 +267,17 @@ def test_mistake_on_the_command_line(capsys, monkeypatch, tmp_path, argv, expect
 def test_mistake_in_the_file(capsys, tmp_path, text, expected):
     (tmp_path / "config.yaml").write_text(text)
     assert expected in mistake(capsys, "--config", str(tmp_path / "config.yaml"))
+
+
+def test_resuming_with_another_batch_size(capsys, tmp_path):
+    arguments = smoke(tmp_path, "--resume_from_checkpoint", "true")
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    assert "there is no complete checkpoint in" in mistake(capsys, *arguments)
+    write_manifest(checkpoint, Layout(1, 4, 1, 4, 1, 8), inside_rollout=False)
+    message = mistake(capsys, *arguments)
+    assert "per_device_train_batch_size 4" in message and "per_device_train_batch_size 8" in message
+    assert "differ in the completions of a step" in message
 
 
 @pytest.mark.parametrize(

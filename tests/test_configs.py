@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from entropy_trl.cli import parse_train_args
 
@@ -73,7 +74,16 @@ def test_recipes_of_a_model_differ_in_the_method_only():
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=name)
 def test_accelerate_configs(path):
-    from accelerate.commands.config.config_args import load_config_from_file
-
+    """As accelerate reads them; tests/test_launch.py launches each."""
     config = load_config_from_file(str(path))
-    assert config.num_processes == {"single_gpu": 1, "ddp": 8}[path.stem]
+    assert config.num_processes == (1 if path.stem == "single_gpu" else 8)
+    assert config.num_machines == 1  # `--num_machines` says otherwise
+    assert config.mixed_precision == "no"
+    kind = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(path.stem, "DEEPSPEED")
+    assert config.distributed_type == kind
+    if kind == "DEEPSPEED":
+        offload = "cpu" if path.stem.endswith("offload") else "none"
+        assert f"zero{config.deepspeed_config['zero_stage']}" == path.stem.removesuffix("_offload")
+        assert config.deepspeed_config["offload_optimizer_device"] == offload
+        assert config.deepspeed_config["offload_param_device"] == offload
+    assert (config.fsdp_config.get("fsdp_version") == 2) == (kind == "FSDP")

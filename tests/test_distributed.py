@@ -11,6 +11,8 @@ import pytest
 import torch
 
 
+CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
+
 #: Processes, and micro-batches of a step on each of them.
 CUTS = {"one": (1, 1), "one, cut": (1, 4), "two": (2, 1), "two, cut": (2, 2)}
 METHODS = {
@@ -19,11 +21,13 @@ METHODS = {
 }
 
 
-def run(out: Path, processes: int, **job):
-    """Run tests/distributed_job.py in `processes` processes; returns what each of them dumped."""
+def run(out: Path, processes: int, accelerate_config="ddp", **job):
+    """Launch tests/distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
     out.mkdir()
     folder = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--config_file", str(CONFIGS / f"{accelerate_config if processes > 1 else 'single_gpu'}.yaml")]
+    command += ["--main_process_port", "0", "--dynamo_backend", "no"]
     command += [str(folder / "distributed_job.py"), str(out), json.dumps(job)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -121,26 +125,116 @@ def test_two_processes_resume_inside_a_rollout(tmp_path):
     assert [s for s in merged(through) if s[0] >= 1] == merged(resumed)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_selects_and_trains_as_ddp(tmp_path, stage):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_group_that_spans_processes(tmp_path, processes):
+    # Groups of 4 rows, 6 or 3 of them on each process; 10 prompts, of which each epoch leaves the last one out.
+    job = {"rows": 12, "prompts": 10, "steps_per_generation": 1, "max_steps": 5, "save_strategy": "no"}
+    job |= METHODS["clip_cov"]
+    one = run(tmp_path / "one", 1, spread=1, per_device_train_batch_size=12, **job)
+    several = run(tmp_path / "several", processes, spread=processes, per_device_train_batch_size=12 // processes, **job)
+    assert [step for step, _ in merged(one)] == [0, 1, 2, 3, 4]
+    assert one[0]["logs"][-1]["epoch"] > 1
+    assert all(any(positions for positions in rows.values()) for _, rows in merged(one))
+    assert merged(several) == merged(one)
+    assert all(distance(rank, one[0]) < 1e-6 for rank in several)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    # Checkpoint 2 lies between two rollouts, checkpoint 1 inside one.
+    job = {"steps_per_generation": 2, **METHODS["kl_cov"]}
+    two = run(tmp_path / "two", 2, spread=2, per_device_train_batch_size=8, **job)
+    checkpoint = tmp_path / "two" / "run" / "checkpoint-2"
+    one = run(tmp_path / "one", 1, spread=2, per_device_train_batch_size=16, resume=str(checkpoint), **job)
+    assert merged(one) == merged(two)[2:]
+    assert distance(one[0], two[0]) < 1e-6
+
+
+# Sharded models, launched with the files of configs/accelerate
+
+
+def skip_without_deepspeed():
     pytest.importorskip("deepspeed", reason="needs DeepSpeed: make test-distributed")
     if shutil.which("g++") is None:
         pytest.skip("needs g++, with which DeepSpeed builds its communication for CPUs")
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
-    if stage == 2:
-        zero = {"stage": 2}
-    automatic = (
-        "train_micro_batch_size_per_gpu",
-        "train_batch_size",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    )
-    settings = dict.fromkeys(automatic, "auto") | {"zero_allow_untested_optimizer": True, "zero_optimization": zero}
-    (tmp_path / "deepspeed.json").write_text(json.dumps(settings))
-    job = {"per_device_train_batch_size": 8, "steps_per_generation": 2, "save_strategy": "no", **METHODS["kl_cov"]}
-    ddp = run(tmp_path / "ddp", 2, spread=2, **job)
-    sharded = run(tmp_path / "zero", 2, spread=2, deepspeed=str(tmp_path / "deepspeed.json"), **job)
-    assert sharded[0]["distributed_type"] == "DEEPSPEED"
-    assert sharded[0]["held"] == ddp[0]["held"] // (2 if stage == 3 else 1)
-    assert merged(sharded) == merged(ddp)
-    assert distance(ddp[0], sharded[0]) < 1e-6
+
+
+SHARDED = ["fsdp2", *(pytest.param(name, marks=pytest.mark.deepspeed) for name in ("zero2", "zero3"))]
+#: What accelerate must say and wrap, and on how many of 2 processes each holds all parameters.
+KINDS = {
+    "ddp": ("MULTI_CPU", "DistributedDataParallel", 1),
+    "fsdp2": ("FSDP", "FSDPQwen2ForCausalLM", 2),
+    "zero2": ("DEEPSPEED", "DeepSpeedEngine", 1),
+    "zero3": ("DEEPSPEED", "DeepSpeedEngine", 2),
+    "zero3_offload": ("DEEPSPEED", "DeepSpeedEngine", 2),
+}
+UPDATES = {"per_device_train_batch_size": 8, "steps_per_generation": 2, "save_strategy": "no"}
+
+
+def check_kind(name, ranks, parameters):
+    """accelerate trains something simpler without a word where it cannot do what its file says."""
+    distributed_type, wrapped, shards = KINDS[name]
+    for rank in ranks:
+        assert (rank["distributed_type"], rank["wrapped"]) == (distributed_type, wrapped)
+        assert rank["held"] == parameters // shards
+        if name == "zero2":  # its optimizer has this process's half
+            assert rank["optimized"] == parameters // 2
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """A function that runs a job in one process, once."""
+    made = {}
+
+    def reference(**job):
+        key = json.dumps(job, sort_keys=True)
+        if key not in made:
+            made[key] = run(tmp_path_factory.mktemp("one") / "out", 1, spread=2, **job)[0]
+        return made[key]
+
+    return reference
+
+
+# KL-Cov with two updates a rollout; Clip-Cov strictly on-policy in two micro-batches, which needs the scoring pass.
+@pytest.mark.parametrize(("method", "micro_batches"), [("kl_cov", 1), ("clip_cov", 2)])
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_sharded_models_select_and_train_as_one_process(tmp_path, references, sharding, method, micro_batches):
+    if sharding.startswith("zero"):
+        skip_without_deepspeed()
+    job = METHODS[method] | UPDATES | {"gradient_accumulation_steps": micro_batches}
+    one = references(**job | {"per_device_train_batch_size": 16})
+    ranks = run(tmp_path / "out", 2, sharding, spread=2, **job)
+    check_kind(sharding, ranks, one["held"])
+    assert merged(ranks) == merged([one])
+    assert distance(ranks[0], one) < 1e-6
+
+
+@pytest.mark.deepspeed
+def test_offloaded_shards_train_as_one_process(tmp_path, references):
+    # On the host DeepSpeed has an Adam of its own: accelerate replaces any other optimizer by it.
+    skip_without_deepspeed()
+    job = METHODS["kl_cov"] | UPDATES | {"optim": "adamw_torch", "learning_rate": 1e-3}
+    one = references(**job | {"per_device_train_batch_size": 16})
+    ranks = run(tmp_path / "out", 2, "zero3_offload", spread=2, **job)
+    check_kind("zero3_offload", ranks, one["held"])
+    assert merged(ranks) == merged([one])
+    assert distance(ranks[0], one) < 2e-5  # of 3 steps of 1e-3
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.deepspeed)])
+def test_lora_with_checkpointed_activations_and_a_reference(tmp_path, references, sharding):
+    # beta > 0: the reference is the model without its adapter.
+    if sharding.startswith("zero"):
+        skip_without_deepspeed()
+    job = METHODS["clip_cov"] | UPDATES | {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}}
+    job |= {"beta": 0.04, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    one = references(**job | {"per_device_train_batch_size": 16})
+    assert one["logs"][-1]["kl"] > 0
+    ranks = run(tmp_path / "out", 2, sharding, spread=2, **job)
+    distributed_type, _, shards = KINDS[sharding]
+    assert ranks[0]["distributed_type"] == distributed_type
+    assert ranks[0]["held"] == pytest.approx(one["held"] / shards, rel=1e-3)
+    assert merged(ranks) == merged([one])
+    trained = {name for name in one["weights"] if "lora" in name}
+    assert trained and trained <= ranks[0]["weights"].keys()
+    assert all(one["weights"][name].abs().max() > 1e-3 for name in trained if "lora_B" in name)  # 0 before training
+    assert distance(one, ranks[0]) < 1e-6

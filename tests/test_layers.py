@@ -15,13 +15,13 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
-    {"ranks", "checkpoint", "_version"},
-    {"types", "selection"},
+    {"ranks", "_version", "plan_model"},
+    {"types", "selection", "checkpoint"},
     {"covariance", "reduction", "metrics"},
     {"controls"},
     {"config"},
-    {"trainer", "rewards", "data", "analysis"},
-    {"quickstart", "smoke", "script_args"},
+    {"trainer", "rewards", "data", "analysis", "plan_cost"},
+    {"quickstart", "smoke", "script_args", "plan"},
     {"cli"},
 ]
 

@@ -413,17 +413,6 @@ def test_interrupted_run_continues_exactly(quickstart, tmp_path, monkeypatch):
         assert results[0] == results[1], name
 
 
-def test_incomplete_checkpoint_is_not_used(tmp_path):
-    """A checkpoint whose writing was interrupted is deleted; the complete one before it is used."""
-    for step in (24, 48):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "new").mkdir()
-    assert run_module.last_complete_checkpoint(tmp_path / "new") is None
-    (tmp_path / "checkpoint-24" / run_module.COMPLETE).touch()
-    assert run_module.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
-    assert not (tmp_path / "checkpoint-48").exists()
-
-
 def test_other_settings_do_not_reuse_a_result(quickstart, tmp_path):
     options = [*TINY, "--no-plot", "--methods", "grpo"]
     assert quickstart(*options, "--rollouts", "1")[0] == 0

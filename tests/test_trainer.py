@@ -139,15 +139,24 @@ def cut(make_trainer, method, batch, steps, pool, updates=2, **overrides):
     return trainer, gradients.steps
 
 
-@pytest.mark.parametrize(("method", "updates"), [("clip_cov", 2), ("kl_cov", 2), ("clip_cov", 1)])
-def test_the_step_pool_does_not_depend_on_the_cut(make_trainer, selections, method, updates):
+@pytest.mark.parametrize(
+    ("method", "updates", "scores"),
+    [
+        ("clip_cov", 2, "rollout"),
+        ("kl_cov", 2, "rollout"),
+        ("clip_cov", 1, "rollout"),
+        ("clip_cov", 2, "current"),
+        ("kl_cov", 2, "current"),
+    ],
+)
+def test_the_step_pool_does_not_depend_on_the_cut(make_trainer, selections, method, updates, scores):
     # From the second update on both methods act; on-policy (one update a rollout) only Clip-Cov does.
     reference, spread = None, []
     for batch in (8, 4, 2, 1):
         if updates == 1 and batch == 8:
             batch = 16
         selections.clear()
-        _, gradients = cut(make_trainer, METHODS[method], batch, 2, "step", updates)
+        _, gradients = cut(make_trainer, METHODS[method], batch, 2, "step", updates, entropy_control_scores=scores)
         made = [(step, rows, n) for step, rows, n in selections]
         assert [step for step, _, _ in made] == [0, 1]
         assert all(sum(map(len, rows.values())) == max(int(0.2 * n), 1) for _, rows, n in made)
@@ -178,6 +187,27 @@ def test_the_step_pool_needs_no_second_forward_where_scores_exist(make_trainer, 
     assert calls == []
     cut(make_trainer, CLIP_COV, 4, 2, "step", updates=1)  # on-policy, four micro-batches: one scoring pass each
     assert calls == [0, 0, 0, 0, 1, 1, 1, 1]
+    calls.clear()
+    cut(make_trainer, CLIP_COV, 8, 2, "step", updates=2, entropy_control_scores="current")  # one micro-batch
+    assert calls == []
+    cut(make_trainer, CLIP_COV, 4, 2, "step", updates=2, entropy_control_scores="current")
+    assert calls == [0, 0, 1, 1]
+
+
+def test_current_scores_follow_the_policy(make_trainer, selections):
+    # The same until the policy has moved away from the rollout's, and what the micro-batch pool of one process has.
+    runs = {}
+    for name, pool, scores in (
+        ("rollout", "step", "rollout"),
+        ("current", "step", "current"),
+        ("authors", "micro_batch", "rollout"),
+    ):
+        selections.clear()
+        cut(make_trainer, KL_COV, 8, 2, pool, learning_rate=0.03, entropy_control_scores=scores)
+        runs[name] = list(selections)
+    assert runs["rollout"][0] == runs["current"][0]
+    assert runs["rollout"][1] != runs["current"][1]
+    assert runs["authors"] == runs["current"]
 
 
 @pytest.mark.parametrize("pool", ["step", "micro_batch"])
@@ -304,7 +334,8 @@ def test_a_checkpoint_without_its_rollout_is_said(make_trainer, tmp_path, caplog
     make_trainer(**overrides).train()
     assert not list((tmp_path / "out" / "checkpoint-2").glob("rollout*"))  # at the end of a rollout there is none
     checkpoint = tmp_path / "out" / "checkpoint-1"
-    (checkpoint / "rollout_rank0.safetensors").unlink()
+    for name in ("rollout_rank0.safetensors", "manifest.json"):  # stock TRL writes neither
+        (checkpoint / name).unlink()
     with caplog.at_level("WARNING", logger="entropy_trl"):
         make_trainer(**overrides).train(resume_from_checkpoint=str(checkpoint))
     assert "lies inside a rollout" in caplog.text

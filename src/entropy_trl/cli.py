@@ -109,14 +109,14 @@ class _Job:
     """A trainer that is ready to run, and what to do around the run."""
 
     trainer: "CovGRPOTrainer"
-    resume_from_checkpoint: str | bool
+    checkpoint: Path | None
     dataset_name: str | None
 
 
 def _prepare(argv: Sequence[str], prog: str) -> _Job:
     """Everything up to the first step of training; raises `UsageError`."""
     script_args, training_args, model_args, mixture_args = parse_train_args(argv, prog)
-    resume_from_checkpoint = _resume_choice(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    checkpoint = _checkpoint(training_args)
     _check_model_choice(script_args, model_args)
     reward_funcs = _reward_functions(script_args)
     train_dataset = _load_split(script_args, mixture_args, script_args.dataset_train_split)
@@ -126,7 +126,7 @@ def _prepare(argv: Sequence[str], prog: str) -> _Job:
         eval_dataset = _load_split(script_args, mixture_args, script_args.dataset_test_split)
         _check_reward_columns(reward_funcs, eval_dataset)
     trainer = _build_trainer(script_args, training_args, model_args, reward_funcs, train_dataset, eval_dataset)
-    return _Job(trainer, resume_from_checkpoint, script_args.dataset_name)
+    return _Job(trainer, checkpoint, script_args.dataset_name)
 
 
 def parse_train_args(
@@ -261,19 +261,18 @@ def _check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableData
                 )
 
 
-def _resume_choice(value: str | None, output_dir: str) -> str | bool:
-    """What `--resume_from_checkpoint` means: False, True (the last one in the output folder), or a checkpoint."""
-    from transformers.trainer_utils import get_last_checkpoint
+def _checkpoint(training_args: "CovGRPOConfig") -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means, if any."""
+    from entropy_trl.checkpoint import Layout, checkpoint_to_resume
 
-    if value is None or value.lower() in ("false", "none", "null"):
-        return False
-    if value.lower() == "true":
-        if not Path(output_dir).is_dir() or get_last_checkpoint(output_dir) is None:
-            raise UsageError(f"resume_from_checkpoint is true, but there is no checkpoint in {output_dir!r}.")
-        return True
-    if not (Path(value) / "trainer_state.json").is_file():
-        raise UsageError(f"resume_from_checkpoint: {value!r} is not a checkpoint (it has no trainer_state.json).")
-    return value
+    choice: str | bool | None = training_args.resume_from_checkpoint
+    if choice is not None and str(choice).lower() in ("false", "none", "null", "true"):
+        choice = str(choice).lower() == "true"
+    with _usage_errors(ValueError):
+        checkpoint = checkpoint_to_resume(choice, str(training_args.output_dir), Layout.of(training_args))
+    if checkpoint is not None and _is_first_rank():
+        print(f"Resuming from {checkpoint}.", flush=True)
+    return checkpoint
 
 
 def _check_model_choice(script_args: "CovGRPOScriptArguments", model_args: "ModelConfig") -> None:
@@ -327,9 +326,11 @@ def _train(job: _Job) -> None:
     """Trains, and leaves model, tokenizer, model card and log in the output folder (and on the hub, if asked to)."""
     trainer = job.trainer
     output_dir = trainer.args.output_dir
-    trainer.train(resume_from_checkpoint=job.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
     trainer.accelerator.print("Training completed.")
 
+    if trainer.is_fsdp_enabled:  # checkpoints may be sharded, and then transformers would save no model at all here
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(output_dir)
     trainer.save_state()
     hub_dataset = None if job.dataset_name is None or Path(job.dataset_name).exists() else job.dataset_name

@@ -12,6 +12,7 @@ from entropy_trl.reduction import LOSS_TYPES
 
 
 POOLS = ("step", "micro_batch")
+SCORES = ("rollout", "current")
 
 
 @dataclass
@@ -30,6 +31,11 @@ class CovGRPOConfig(GRPOConfig):
             The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
             does not depend on how the step is cut into micro-batches and processes. `"micro_batch"`: the tokens of one
             forward pass on one process, as in the authors' code.
+        entropy_control_scores (`str`, *optional*, defaults to `"rollout"`):
+            The policy whose log-probabilities the step pool's covariance is taken with. `"rollout"`: the one that TRL
+            scored the rollout with, where it did (off-policy, or with vLLM's importance correction), which costs
+            nothing. `"current"`: the policy at the start of the step, as the authors' micro-batch pool has it; in a
+            step of several micro-batches it costs one more forward pass without gradient.
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -56,6 +62,14 @@ class CovGRPOConfig(GRPOConfig):
             "choices": list(POOLS),
         },
     )
+    entropy_control_scores: str = field(
+        default="rollout",
+        metadata={
+            "help": "Policy that the step pool's covariance is taken with: `rollout` or `current` (one more forward "
+            "pass in a step of several micro-batches).",
+            "choices": list(SCORES),
+        },
+    )
     epsilon: float | None = field(
         default=None,
         metadata={
@@ -78,11 +92,10 @@ class CovGRPOConfig(GRPOConfig):
         Raises:
             ValueError: see the class.
         """
-        if self.entropy_control_pool not in POOLS:
-            raise ValueError(
-                f"Unknown `entropy_control_pool` {self.entropy_control_pool!r}"
-                f"{nearest(str(self.entropy_control_pool), POOLS)}."
-            )
+        for name, known in (("entropy_control_pool", POOLS), ("entropy_control_scores", SCORES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"Unknown `{name}` {value!r}{nearest(str(value), known)}.")
         if self.entropy_control is None:
             if self.entropy_control_kwargs:
                 raise ValueError(

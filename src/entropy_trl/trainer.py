@@ -15,7 +15,16 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
-from entropy_trl.checkpoint import load_rollout, rollout_file, save_rollout
+from entropy_trl.checkpoint import (
+    MANIFEST,
+    Layout,
+    checkpoint_to_resume,
+    load_rollout,
+    rollout_file,
+    rotate,
+    save_rollout,
+    write_manifest,
+)
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
@@ -88,23 +97,49 @@ class CovGRPOTrainer(GRPOTrainer):
         if self.entropy_control is None:
             self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Trains, as [`~transformers.Trainer.train`] does.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint folder, or `True` for the newest complete one in `args.output_dir`: those that an
+                interruption left incomplete are passed over with a warning. `"auto"` is `True` if there is one, and
+                otherwise starts from the beginning.
+
+        Raises:
+            ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
+        """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
         if self.entropy_control is not None:
             # A run that was interrupted inside a step leaves TRL's counter and rollout behind. The data start afresh,
             # and so must they, or the steps would no longer lie inside the rollouts.
             self._step, self._buffered_inputs, self._step_window = 0, None, None
-        return super().train(*args, **kwargs)
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
-    # TRL saves no rollout, and makes a new one where it goes on in the middle of one: another run from there on.
+    # TRL saves no rollout, and makes a new one where it goes on in the middle of one: another run from there on. And an
+    # older checkpoint is deleted only when all processes have written all of the new one.
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        run = Path(self._get_output_dir(trial=trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run in the same folder, now overwritten
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        inside_rollout = self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
         if self.entropy_control is not None:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             path = rollout_file(folder, self.accelerator.process_index)
-            if self._buffered_inputs is not None and self._inside_rollout(self._step):
+            if self._buffered_inputs is not None and inside_rollout:
                 save_rollout(path, self._step, self._buffered_inputs)
             else:
-                path.unlink(missing_ok=True)  # of an earlier run in the same folder
+                path.unlink(missing_ok=True)  # of an earlier run
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder, Layout.of(self.args), inside_rollout)
+            rotate(run, limit, self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -179,8 +214,9 @@ class CovGRPOTrainer(GRPOTrainer):
     def _score_micro_batch(self, model, inputs: dict[str, Any]) -> Tensor:
         """Log-probabilities of a micro-batch's completion tokens under the current policy.
 
-        A forward pass without gradient, (B, T), nats. Only a strictly on-policy step of several micro-batches needs it:
-        otherwise TRL has the rollout's log-probabilities, or the loss's own forward pass covers the whole step.
+        A forward pass without gradient, (B, T), nats. Only a step of several micro-batches needs it, and only if TRL
+        does not have the rollout's log-probabilities (strictly on-policy) or they are not wanted
+        (`entropy_control_scores="current"`): of one micro-batch the loss's own forward pass tells.
         """
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             logps, _, _ = super()._get_per_token_logps_and_entropies(
@@ -279,7 +315,7 @@ class _StepWindow:
         keys = ["completion_mask", "advantages", "row_ids"]
         keys += [key for key in ("tool_mask", "old_per_token_logps") if key in self.micro_batches[0]]
         pool = {key: torch.cat([inputs[key] for inputs in self.micro_batches]) for key in keys}
-        if "old_per_token_logps" in pool:
+        if trainer.args.entropy_control_scores == "rollout" and "old_per_token_logps" in pool:
             scores = pool["old_per_token_logps"]
         else:
             scores = torch.cat([trainer._score_micro_batch(model, inputs) for inputs in self.micro_batches])
@@ -308,8 +344,8 @@ class _StepWindow:
                 )
             rows = inputs["completion_ids"].size(0)
             return self.selected[self.position * rows : (self.position + 1) * rows]
-        old_logps = inputs.get("old_per_token_logps")
-        if self.trainer.args.entropy_control_pool == "step" and old_logps is not None:
+        args, old_logps = self.trainer.args, inputs.get("old_per_token_logps")
+        if args.entropy_control_pool == "step" and args.entropy_control_scores == "rollout" and old_logps is not None:
             # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
             batch = self.trainer._token_batch(inputs, old_logps)
         return self._select(batch)

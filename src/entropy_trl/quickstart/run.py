@@ -26,9 +26,9 @@ import torch
 import transformers
 import trl
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from entropy_trl._version import __version__
+from entropy_trl.checkpoint import last_complete_checkpoint
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.evaluate import Metrics, evaluate_policy
@@ -48,7 +48,6 @@ from entropy_trl.trainer import CovGRPOTrainer
 SAMPLES = 16
 CURVE_PROMPTS = 256
 EVALUATION_SEED = 0
-COMPLETE = "complete"  # name of the empty file that marks a complete checkpoint
 TABLE_COLUMNS = ("final_entropy", "greedy", "avg@16", "pass@4", "pass@16", "seconds")
 # What the closing sentence calls a difference: entropies apart by this factor, and this much more pass@16.
 ENTROPY_RATIO, PASS_GAIN = 2.0, 0.05
@@ -159,21 +158,6 @@ class HeldOutCurve(TrainerCallback):
     def seconds(self) -> float:
         """Seconds of training until now, those before a resume included."""
         return time.perf_counter() - self._start
-
-
-class MarkCompleteCheckpoints(TrainerCallback):
-    """Puts an empty file into a checkpoint when all of it has been written, which an interruption may prevent."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint in a run's folder, if there is one. Incomplete ones are deleted."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / COMPLETE).exists():
-            shutil.rmtree(checkpoint)
-    return get_last_checkpoint(str(folder))
 
 
 @cache
@@ -310,7 +294,7 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
     _write_json(folder / "settings.json", settings)
     checkpoint = last_complete_checkpoint(folder)
     if checkpoint is not None:
-        print(f"{label}: continues from {Path(checkpoint).name}", flush=True)
+        print(f"{label}: continues from {checkpoint.name}", flush=True)
     model, tokenizer, _ = load_or_warm_up(options.warm_start(), options.output_dir)
     curve = HeldOutCurve(prompts[:CURVE_PROMPTS], steps_between_evaluations(recipe.rollouts), label)
     trainer = CovGRPOTrainer(
@@ -319,10 +303,10 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
         args=CovGRPOConfig(**arguments, disable_tqdm=True),
         train_dataset=task.build_dataset(),
         processing_class=tokenizer,
-        callbacks=[curve, MarkCompleteCheckpoints()],
+        callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)  # the curve's lines are enough
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     metrics = evaluate_policy(model, prompts, SAMPLES, EVALUATION_SEED) | {"seconds": curve.seconds()}
 
     lines = [json.dumps(entry) for entry in trainer.state.log_history]
