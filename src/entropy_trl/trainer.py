@@ -432,17 +432,17 @@ class _LossCall:
                 ratio = ratio.clamp(max=trainer.args.delta)  # TRL counts what is left after it
             low = (ratio < 1 - trainer.epsilon_low) & (batch.advantages < 0)
             high = (ratio > 1 + trainer.epsilon_high) & (batch.advantages > 0)
-            metrics["clip_ratio/low_mean"][-1] = self._mean(low, batch.mask)
-            metrics["clip_ratio/high_mean"][-1] = self._mean(high, batch.mask)
-            metrics["clip_ratio/region_mean"][-1] = self._mean(low | high, batch.mask)
+            means = self._means(batch.mask, low, high, low | high)
+            for name, mean in zip(("low", "high", "region"), means, strict=True):
+                metrics[f"clip_ratio/{name}_mean"][-1] = mean
             # By row; a row without tokens has no ratio and does not count.
             rows = [side.where(batch.mask, False).sum(-1) / batch.mask.sum(-1) for side in (low, high)]
-            low_rows, high_rows = (trainer.accelerator.gather(share) for share in rows)
+            low_rows, high_rows = trainer.accelerator.gather(torch.stack(rows, dim=1)).unbind(1)
             metrics["clip_ratio/low_min"][-1] = nanmin(low_rows).item()
             metrics["clip_ratio/high_max"][-1] = nanmax(high_rows).item()
         elif trainer.loss_type == "cispo":
             clipped = (batch.log_ratio.detach().exp() > trainer.epsilon_high) & (batch.advantages > 0)
-            metrics["cispo_clip_ratio"][-1] = self._mean(clipped, batch.mask)
+            (metrics["cispo_clip_ratio"][-1],) = self._means(batch.mask, clipped)
         elif trainer.loss_type == "vespo":
             weights = trainer.get_gamma_weights(
                 advantages=batch.advantages,
@@ -455,14 +455,14 @@ class _LossCall:
                 lambda_neg=trainer.args.vespo_lambda_neg,
             )
             # One weight a row, unless the advantages are one a token.
-            metrics["vespo/phi_seq_mean"][-1] = self._mean(weights, batch.mask if weights.shape[1] > 1 else None)
+            mask = batch.mask if weights.shape[1] > 1 else torch.ones_like(weights, dtype=torch.bool)
+            (metrics["vespo/phi_seq_mean"][-1],) = self._means(mask, weights)
 
-    def _mean(self, values: Tensor, mask: Tensor | None) -> float:
-        """Mean over the valid tokens, or over all values, of all ranks."""
-        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
-        sums = torch.stack([(values * mask).sum(), mask.sum()]).double()
-        total, count = self.trainer.accelerator.reduce(sums, reduction="sum").tolist()
-        return total / max(count, 1.0)
+    def _means(self, mask: Tensor, *values: Tensor) -> list[float]:
+        """Means over the valid tokens of all ranks, in one collective."""
+        sums = torch.stack([*((value * mask).sum() for value in values), mask.sum()]).double()
+        *totals, count = self.trainer.accelerator.reduce(sums, reduction="sum").tolist()
+        return [total / max(count, 1.0) for total in totals]
 
 
 class _WithheldInputs(dict[str, Any]):
