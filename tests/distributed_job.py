@@ -99,6 +99,12 @@ def main(out: Path, job: dict) -> None:
     entropy_trl.trainer._StepWindow._select = record
 
     class Trainer(CovGRPOTrainer):
+        scored = 0
+
+        def _score_micro_batch(self, model, inputs):
+            self.scored += 1
+            return super()._score_micro_batch(model, inputs)
+
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
             if rank == empty_rank:
@@ -122,6 +128,7 @@ def main(out: Path, job: dict) -> None:
         {
             "selections": selections,
             "shapes": shapes,
+            "scored": trainer.scored,
             "processes": trainer.accelerator.num_processes,
             "distributed_type": trainer.accelerator.distributed_type.value,
             "wrapped": type(trainer.model_wrapped).__name__,

@@ -73,6 +73,9 @@ def test_two_processes_select_and_train_as_one(tmp_path, method, updates):
     assert [step for step, _ in merged(reference)] == [0, 1, 2]
     assert all(sum(map(len, rows.values())) > 3 for _, rows in merged(reference))
     for name, ranks in runs.items():
+        micro_batches = CUTS[name][1]
+        scored = 3 * micro_batches if updates == 1 and micro_batches > 1 else 0
+        assert [rank["scored"] for rank in ranks] == [scored] * len(ranks)
         if len(ranks) == 2:
             assert ranks[0]["distributed_type"] == "MULTI_CPU"
             assert distance(*ranks) == 0

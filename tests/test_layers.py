@@ -15,12 +15,12 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
-    {"ranks", "_version", "plan_model"},
+    {"ranks", "_version"},
     {"types", "selection", "checkpoint"},
     {"covariance", "reduction", "metrics"},
     {"controls"},
     {"config"},
-    {"trainer", "rewards", "data", "analysis", "plan_cost"},
+    {"trainer", "rewards", "data", "analysis"},
     {"quickstart", "smoke", "script_args", "plan"},
     {"cli"},
 ]
