@@ -329,6 +329,24 @@ def test_a_resumed_run_is_the_same_run(make_trainer, selections, tmp_path, metho
         assert logs(through)[checkpoint:6] == logs(resumed)[checkpoint:6]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_goes_on_with_another_cut(make_trainer, selections, tmp_path, method):
+    # Between two rollouts (checkpoint 2) the step may be cut into other micro-batches; inside one it may not.
+    overrides = METHODS[method] | {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "optim": "sgd"}
+    through = make_trainer(**overrides)
+    through.train()
+    drawn = [s for s in selections if s[0] >= 2]
+    selections.clear()
+    other = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    resumed = make_trainer(**overrides | other)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert selections == drawn
+    weights = zip(through.model.parameters(), resumed.model.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in weights) < 1e-6
+    with pytest.raises(ValueError, match="inside a rollout"):
+        make_trainer(**overrides | other).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+
+
 def test_a_checkpoint_without_its_rollout_is_said(make_trainer, tmp_path, caplog):
     overrides = METHODS["clip_cov"] | {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     make_trainer(**overrides).train()
