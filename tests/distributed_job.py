@@ -8,6 +8,7 @@ would see them, so that a run of one process has the same steps as a run of seve
 import json
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import fsdp_on_cpu
@@ -41,7 +42,7 @@ def main(out: Path, job: dict) -> None:
         fsdp_on_cpu.enable()
     world, rows, selections, shapes = job.pop("spread"), job.pop("rows", 32), [], []
     empty_rank, generate, resume = job.pop("empty_rank", None), job.pop("generate", False), job.pop("resume", None)
-    prompts = job.pop("prompts", 64)
+    prompts, from_prompt = job.pop("prompts", 64), job.pop("from_prompt", False)
     peft_config = LoraConfig(**lora) if (lora := job.pop("lora", None)) else None
     config = CovGRPOConfig(
         output_dir=str(out / "run"),
@@ -68,6 +69,9 @@ def main(out: Path, job: dict) -> None:
         for i in range(len(prompts)):
             row = rank * len(prompts) + i
             generator = torch.Generator().manual_seed(1000 * number + row)
+            if from_prompt:  # and of the place in its group; every third prompt has equal completions
+                key = zlib.crc32(prompts[i].encode())
+                generator.manual_seed(key + (i % 4 if key % 3 else 0))
             length = int(torch.randint(1, 7, (), generator=generator))
             completions.append(torch.randint(2, 20, (length,), generator=generator).tolist())
         prompt_ids = tokenizer(prompts)["input_ids"]
@@ -100,6 +104,7 @@ def main(out: Path, job: dict) -> None:
 
     class Trainer(CovGRPOTrainer):
         scored = 0
+        prompts = []
 
         def _score_micro_batch(self, model, inputs):
             self.scored += 1
@@ -107,6 +112,7 @@ def main(out: Path, job: dict) -> None:
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
+            self.prompts.append([row["prompt"] for row in inputs])
             if rank == empty_rank:
                 batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
             return batch
@@ -129,6 +135,8 @@ def main(out: Path, job: dict) -> None:
             "selections": selections,
             "shapes": shapes,
             "scored": trainer.scored,
+            "prompts": trainer.prompts,
+            "position": trainer._prompt_stream and trainer._prompt_stream.position,
             "processes": trainer.accelerator.num_processes,
             "distributed_type": trainer.accelerator.distributed_type.value,
             "wrapped": type(trainer.model_wrapped).__name__,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,14 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def run(name, argv, output):
+@pytest.fixture
+def run(monkeypatch):
+    return partial(run_benchmark, monkeypatch)
+
+
+def run_benchmark(monkeypatch, name, argv, output):
     """Run a benchmark's main() and return the JSON that it wrote."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as when the script is started
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -21,7 +28,7 @@ def run(name, argv, output):
     return written
 
 
-def test_selection(tmp_path, capsys):
+def test_selection(run, tmp_path, capsys):
     sizes = [2_000, 20_000, 70_000, 80_000]
     report = run(
         "selection", ["--device", "cpu", "--tokens", *map(str, sizes), "--repeats", "2"], tmp_path / "selection.json"
@@ -43,7 +50,7 @@ def test_selection(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_overhead(tmp_path, capsys):
+def test_overhead(run, tmp_path, capsys):
     sizes = {"vocab_size": 64, "hidden_size": 16, "layers": 1, "rows": 4, "completion_length": 6, "repeats": 2}
     argv = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     report = run("overhead", ["--device", "cpu", *argv], tmp_path / "overhead.json")
@@ -74,7 +81,7 @@ def test_overhead(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_scores(tmp_path, capsys):
+def test_scores(run, tmp_path, capsys):
     argv = ["--methods", "kl_cov", "--seeds", "0", "--rollouts", "2", "--eval_prompts", "16"]
     argv += ["--warm_start_steps", "20", "--warm_start_dir", str(tmp_path)]
     rollout, current = run("scores", argv, tmp_path / "scores.json")
@@ -83,3 +90,18 @@ def test_scores(tmp_path, capsys):
     assert rollout["overlap"]["1"] == 1.0  # the policy is still the rollout's
     assert all(0 < value <= 1 for value in rollout["overlap"].values())
     assert capsys.readouterr().out.count("final_entropy") == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_sampling(run, tmp_path, capsys):
+    argv = ["--methods", "grpo", "--seeds", "0", "--rollouts", "2", "--eval_prompts", "16"]
+    argv += ["--warm_start_steps", "40", "--warm_start_dir", str(tmp_path)]
+    without, with_it = run("dynamic_sampling", argv, tmp_path / "dynamic_sampling.json")
+    assert (without["dynamic_sampling"], with_it["dynamic_sampling"]) == (False, True)
+    assert without["acceptance_rate"] is None and 0 < with_it["acceptance_rate"] <= 1
+    assert with_it["tokens"] > without["tokens"] > 0
+    assert [row[0] for row in without["curve"]] == sorted(row[0] for row in without["curve"])
+    # The run without it has generated all its tokens at its end.
+    last = dict(zip(("entropy", "avg@16", "pass@16"), without["curve"][-1][1:], strict=True))
+    assert without["at_equal_tokens"] == pytest.approx(last)
+    assert capsys.readouterr().out.count("at equal tokens") == 2

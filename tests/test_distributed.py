@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,25 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     one = run(tmp_path / "one", 1, spread=2, per_device_train_batch_size=16, resume=str(checkpoint), **job)
     assert merged(one) == merged(two)[2:]
     assert distance(one[0], two[0]) < 1e-6
+
+
+def test_dynamic_sampling_keeps_the_same_prompts_on_two_processes(tmp_path):
+    # Completions are made of the prompt, so that a prompt has a signal or not whatever process it is on.
+    job = {"steps_per_generation": 2, "max_steps": 4, "dynamic_sampling": True, "from_prompt": True}
+    job |= METHODS["kl_cov"] | {"save_strategy": "no"}
+    one = run(tmp_path / "one", 1, spread=1, per_device_train_batch_size=16, **job)
+    two = run(tmp_path / "two", 2, spread=2, per_device_train_batch_size=8, **job)
+    kept = [
+        [sorted(chain(*parts)) for parts in zip(*(rank["prompts"] for rank in ranks), strict=True)]
+        for ranks in (one, two)
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 2
+    assert all(len(prompts) == 32 for prompts in kept[0])
+    assert two[0]["position"] == two[1]["position"] == one[0]["position"]
+    for log in (log for rank in two for log in rank["logs"] if "dynamic_sampling/rounds" in log):
+        assert log["dynamic_sampling/rounds"] > 1
+        assert log["frac_reward_zero_std"] == 0
+    assert distance(*two) == 0
 
 
 # Sharded models, launched with the files of configs/accelerate

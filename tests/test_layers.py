@@ -16,11 +16,12 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
     {"ranks", "_version"},
-    {"types", "selection", "checkpoint"},
+    {"types", "selection", "checkpoint", "sampling", "estimators", "templates"},
     {"covariance", "reduction", "metrics"},
     {"controls"},
     {"config"},
-    {"trainer", "rewards", "data", "analysis"},
+    {"trainer", "rewards", "analysis"},
+    {"data"},
     {"quickstart", "smoke", "script_args", "plan"},
     {"cli"},
 ]

@@ -8,11 +8,13 @@ from trl import GRPOConfig
 
 from entropy_trl.controls import CONTROLS, EntropyControl, build_control, nearest
 from entropy_trl.controls.base import warn_if_percentage
+from entropy_trl.estimators import ESTIMATORS
 from entropy_trl.reduction import LOSS_TYPES
 
 
 POOLS = ("step", "micro_batch")
 SCORES = ("rollout", "current")
+INCOMPLETE = ("error", "train")
 
 
 @dataclass
@@ -36,6 +38,17 @@ class CovGRPOConfig(GRPOConfig):
             scored the rollout with, where it did (off-policy, or with vLLM's importance correction), which costs
             nothing. `"current"`: the policy at the start of the step, as the authors' micro-batch pool has it; in a
             step of several micro-batches it costs one more forward pass without gradient.
+        advantage_estimator (`str`, *optional*, defaults to `"grpo"`):
+            `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"` or `"reinforce_pp_baseline"` (see
+            [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
+        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+            Whether prompts whose completions all have the same reward are replaced by new ones until the rollout is
+            full. Prompts then come from a stream of their own over the data set, which checkpoints remember.
+        max_generation_rounds (`int`, *optional*, defaults to `10`):
+            Rounds of generation for a rollout, the first one included (10 in the authors' recipe).
+        dynamic_sampling_incomplete (`str`, *optional*, defaults to `"error"`):
+            What to do when the rounds are over and the rollout is not full: `"error"`, as the authors do, or `"train"`
+            on it, filled up with prompts without a signal.
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -70,6 +83,28 @@ class CovGRPOConfig(GRPOConfig):
             "choices": list(SCORES),
         },
     )
+    advantage_estimator: str = field(
+        default="grpo",
+        metadata={
+            "help": "Advantage estimator: `grpo` (TRL's), `rloo`, `reinforce_pp` or `reinforce_pp_baseline`.",
+            "choices": list(ESTIMATORS),
+        },
+    )
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "Replace prompts whose completions all have the same reward until the rollout is full."},
+    )
+    max_generation_rounds: int = field(
+        default=10, metadata={"help": "Dynamic sampling: rounds of generation for a rollout, the first one included."}
+    )
+    dynamic_sampling_incomplete: str = field(
+        default="error",
+        metadata={
+            "help": "Dynamic sampling: what to do when the rounds are over and the rollout is not full: `error`, or "
+            "`train` on it, filled up with prompts without a signal.",
+            "choices": list(INCOMPLETE),
+        },
+    )
     epsilon: float | None = field(
         default=None,
         metadata={
@@ -82,6 +117,7 @@ class CovGRPOConfig(GRPOConfig):
         super().__post_init__()
         if str(self.entropy_control).lower() in ("none", "null", "false"):  # YAML reads `off` as False
             self.entropy_control = None
+        self._check_rollout()
         control = self.make_entropy_control()
         if control is not None:
             warn_if_percentage(control.fraction, self._pool_rows() * (self.max_completion_length or 0))
@@ -92,10 +128,8 @@ class CovGRPOConfig(GRPOConfig):
         Raises:
             ValueError: see the class.
         """
-        for name, known in (("entropy_control_pool", POOLS), ("entropy_control_scores", SCORES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"Unknown `{name}` {value!r}{nearest(str(value), known)}.")
+        self._check_choice("entropy_control_pool", POOLS)
+        self._check_choice("entropy_control_scores", SCORES)
         if self.entropy_control is None:
             if self.entropy_control_kwargs:
                 raise ValueError(
@@ -117,6 +151,32 @@ class CovGRPOConfig(GRPOConfig):
         self._check_loss(control)
         self._check_pool()
         return control
+
+    def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            raise ValueError(f"Unknown `{name}` {value!r}{nearest(str(value), known)}.")
+
+    def _check_rollout(self) -> None:
+        self._check_choice("advantage_estimator", ESTIMATORS)
+        self._check_choice("dynamic_sampling_incomplete", INCOMPLETE)
+        if self.advantage_estimator != "grpo" and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"`advantage_estimator={self.advantage_estimator!r}` takes one reward a completion, the weighted sum, "
+                f"which `multi_objective_aggregation={self.multi_objective_aggregation!r}` has not. Use "
+                '`"sum_then_normalize"`, or `advantage_estimator="grpo"`.'
+            )
+        if not self.dynamic_sampling:
+            return
+        if self.max_generation_rounds < 1:
+            raise ValueError(f"`max_generation_rounds` must be at least 1, got {self.max_generation_rounds}.")
+        rows = self.per_device_train_batch_size * self.steps_per_generation
+        if rows % self.num_generations != 0:
+            raise ValueError(
+                f"`dynamic_sampling` needs all completions of a prompt on one process, but its part of a rollout, "
+                f"`per_device_train_batch_size` x `steps_per_generation` = {rows} completions, is not a multiple of "
+                f"`num_generations` ({self.num_generations}). Change one of the three."
+            )
 
     def ratio_clip(self) -> tuple[float, float]:
         """The ratio clip in force, (epsilon_low, epsilon_high); infinite where there is none."""

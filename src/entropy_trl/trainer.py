@@ -1,14 +1,18 @@
 """[`CovGRPOTrainer`]: TRL's GRPOTrainer with an entropy control in its loss. The only module that subclasses it."""
 
 import inspect
+import json
 import logging
 import textwrap
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, set_seed
 from trl import GRPOConfig, GRPOTrainer
@@ -28,13 +32,18 @@ from entropy_trl.checkpoint import (
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
+from entropy_trl.estimators import estimate_advantages
 from entropy_trl.metrics import StepMetrics
 from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
+from entropy_trl.sampling import Group, PromptStream, fill_rollout, has_signal
 from entropy_trl.types import TokenBatch, TokenEdit
 
 
 logger = logging.getLogger(__name__)
+
+#: In a checkpoint: where dynamic sampling's stream of prompts stands.
+PROMPT_STREAM = "prompt_stream.json"
 
 #: What TRL's forward pass takes beside the token ids (images and the like), by name.
 _FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
@@ -89,11 +98,19 @@ class CovGRPOTrainer(GRPOTrainer):
         self._loss_call: _LossCall | None = None
         self._step_window: _StepWindow | None = None
         self._pool_ranks: Ranks = ONE_PROCESS
+        self._prompt_stream: PromptStream | None = None
+        # Of the rollout that is being made: TRL's rows of this process, and the rewards of all processes.
+        self._rows: list[dict[str, Any]] = []
+        self._rewards: Tensor | None = None
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
         if isinstance(args, CovGRPOConfig):
             self.epsilon_low, self.epsilon_high = args.ratio_clip()
             if args.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
                 self._pool_ranks = AllProcesses()
+            if args.dynamic_sampling:
+                self._prompt_stream = self._make_prompt_stream()
+        # What is more than TRL's GRPOTrainer resumes exactly, and needs TRL's rollout for it.
+        self._keeps_rollout = self.entropy_control is not None or self._prompt_stream is not None
         if self.entropy_control is not None and self.use_vllm and self.vllm_mode == "colocate":
             # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process with that.
             set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
@@ -113,7 +130,9 @@ class CovGRPOTrainer(GRPOTrainer):
             ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
-        if self.entropy_control is not None:
+        if self._prompt_stream is not None:
+            self._prompt_stream.position = 0
+        if self._keeps_rollout:
             # A run that was interrupted inside a step leaves TRL's counter and rollout behind. The data start afresh,
             # and so must they, or the steps would no longer lie inside the rollouts.
             self._step, self._buffered_inputs, self._step_window = 0, None, None
@@ -134,7 +153,9 @@ class CovGRPOTrainer(GRPOTrainer):
         finally:
             self.args.save_total_limit = limit
         inside_rollout = self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
-        if self.entropy_control is not None:
+        if self._prompt_stream is not None and self.args.should_save:
+            (folder / PROMPT_STREAM).write_text(json.dumps({"position": self._prompt_stream.position}) + "\n")
+        if self._keeps_rollout:
             path = rollout_file(folder, self.accelerator.process_index)
             if self._buffered_inputs is not None and inside_rollout:
                 save_rollout(path, self._step, self._buffered_inputs)
@@ -147,8 +168,14 @@ class CovGRPOTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.entropy_control is None or checkpoint is None:
+        if not self._keeps_rollout or checkpoint is None:
             return
+        if self._prompt_stream is not None:
+            position_file = Path(checkpoint) / PROMPT_STREAM
+            if position_file.exists():
+                self._prompt_stream.position = json.loads(position_file.read_text())["position"]
+            else:
+                logger.warning(f"{checkpoint} was saved without dynamic sampling: its prompts start from the first.")
         path = rollout_file(checkpoint, self.accelerator.process_index)
         if path.exists():
             self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
@@ -161,14 +188,51 @@ class CovGRPOTrainer(GRPOTrainer):
     def _inside_rollout(self, step: int) -> bool:
         return step % (self.args.steps_per_generation * self.num_iterations) != 0
 
-    # Rollout: name the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
     def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
+        self._rows = inputs
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self._rows = []
+        rows, device = len(output["completion_ids"]), output["completion_ids"].device
+        first = self.accelerator.process_index * rows
         if self.entropy_control is not None:
-            rows = len(output["completion_ids"])
-            first = self.accelerator.process_index * rows
-            output["row_ids"] = torch.arange(first, first + rows, device=output["completion_ids"].device)
+            # Names the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
+            output["row_ids"] = torch.arange(first, first + rows, device=device)
+        estimator = getattr(self.args, "advantage_estimator", "grpo")  # the arguments may be a plain GRPOConfig
+        if estimator != "grpo" and self.model.training and self._rewards is not None:
+            advantages = estimate_advantages(estimator, self._weighted(self._rewards), self.num_generations)
+            output["advantages"] = advantages[first : first + rows]
+            for _ in range(len(advantages)):  # TRL has logged its own
+                self._logs["advantages"].pop()
+            self._logs["advantages"].extend(advantages.tolist())
         return output
+
+    # TRL computes rewards after it has generated, in one method: to choose what it goes on with is to do so in between.
+    def _generate(self, prompts):
+        if self._prompt_stream is None or not self.model.training:
+            return super()._generate(prompts)
+        rounds = _GenerationRounds(self, self._prompt_stream, super()._generate, super()._calculate_rewards)
+        output, self._rewards = rounds.fill(self._rows, prompts)
+        return output
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self._prompt_stream is None or not self.model.training:
+            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards
+
+    def _weighted(self, rewards: Tensor) -> Tensor:
+        """The reward of each completion, (N,), as TRL adds up its reward functions' (N, F); NaN if none scored it."""
+        total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        return total.masked_fill(rewards.isnan().all(dim=1), float("nan"))
+
+    def _make_prompt_stream(self) -> PromptStream:
+        if self.environment_factories is not None:
+            raise ValueError("`dynamic_sampling` does not know environments, which own their prompts. Switch one off.")
+        columns = self.train_dataset.column_names or next(iter(self.train_dataset)).keys()
+        if {"image", "images"} & set(columns):
+            raise ValueError("`dynamic_sampling` does not know prompts with images. Set `dynamic_sampling=False`.")
+        return PromptStream(self.train_dataset, self.shuffle_dataset, self.args.seed)
 
     def _compute_loss(self, model, inputs):
         if self.entropy_control is None or not self.model.training:
@@ -289,6 +353,134 @@ class CovGRPOTrainer(GRPOTrainer):
                 f"{self.state.global_step}. Look for an overflow (a lower learning rate, bf16 instead of fp16) or for "
                 "a reward function that returns NaN or infinity."
             )
+
+
+class _GenerationRounds:
+    """The rounds in which dynamic sampling makes one rollout, by TRL's own generation and rewards.
+
+    Args:
+        trainer: the trainer.
+        stream: where prompts come from.
+        generate, calculate_rewards: TRL's methods.
+    """
+
+    def __init__(
+        self,
+        trainer: CovGRPOTrainer,
+        stream: PromptStream,
+        generate: Callable[..., Any],
+        calculate_rewards: Callable[..., Tensor],
+    ):
+        self.trainer = trainer
+        self.stream = stream
+        self.generate = generate
+        self.calculate_rewards = calculate_rewards
+        self.taken: list[dict[str, Any]] = []  # rows of the data set, of all processes
+        self.rewards: list[Tensor] = []  # of each round, of all processes
+
+    def fill(self, rows: list[dict[str, Any]], prompts: list[Any]) -> tuple[tuple[Any, ...], Tensor]:
+        """Generate until the rollout is full of groups with a signal (see [`fill_rollout`]).
+
+        `rows` and `prompts`, which TRL holds, become those of the groups that are kept.
+
+        Returns:
+            What TRL's `_generate` returns, and the rewards of all processes, (N, number of reward functions).
+        """
+        start = time.perf_counter()
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        metrics = trainer._metrics["train"]
+        logged = {name: len(values) for name, values in metrics.items()}
+        rollout = fill_rollout(
+            self._make_groups,
+            self._has_signal,
+            lambda flags: accelerator.gather(torch.tensor(flags, device=accelerator.device)).tolist(),
+            gather_object,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            groups_per_process=len(prompts) // trainer.num_generations,
+            max_rounds=trainer.args.max_generation_rounds,
+            train_on_incomplete=trainer.args.dynamic_sampling_incomplete == "train",
+        )
+        self.stream.put_back(self.taken[rollout.used :])  # the prompts that were too many come again
+        kept = [completion for group in rollout.groups for completion in group]
+        columns = {name: [completion[name] for completion in kept] for name in kept[0]}
+        rows[:], prompts[:] = columns["row"], columns["prompt"]
+        for name in {name for extra in columns["extra"] for name in extra}:
+            trainer._pending_extra_logs[name] = [extra.get(name) for extra in columns["extra"]]
+
+        self._merge_rounds(metrics, logged)
+        for name, value in {
+            "rounds": rollout.rounds,
+            "acceptance_rate": rollout.with_signal / rollout.generated,
+            "prompts": rollout.generated,
+            "epoch": self.stream.epoch,
+            "reward": torch.cat([trainer._weighted(rewards) for rewards in self.rewards]).nanmean().item(),
+            "seconds": time.perf_counter() - start,
+        }.items():
+            metrics[f"dynamic_sampling/{name}"].append(value)
+
+        tool_mask, logps = (columns[n] if columns[n][0] is not None else None for n in ("tool_mask", "logps"))
+        output: tuple[Any, ...] = (
+            columns["prompt_ids"],
+            columns["ids"],
+            tool_mask,
+            columns["completion"],
+            logps,
+            {},
+            None,
+            [],
+        )
+        return output, accelerator.gather(torch.stack(columns["rewards"]).to(accelerator.device))
+
+    def _make_groups(self, n: int) -> list[Group]:
+        """The next `n` prompts of this process, generated and scored."""
+        trainer, size = self.trainer, self.trainer.num_generations
+        rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        taken = self.stream.take(n * processes)
+        self.taken += taken
+        rows = [dict(row) for row in taken[rank * n : (rank + 1) * n] for _ in range(size)]
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids, ids, tool_mask, completions, logps, fields, _, _ = self.generate(prompts)
+        for name, values in fields.items():  # of a rollout_func, for the reward functions
+            for row, value in zip(rows, values if isinstance(values, list) else [values] * len(rows), strict=True):
+                row[name] = value
+        self.rewards.append(self.calculate_rewards(rows, prompts, completions, ids))
+        rewards = self.rewards[-1][rank * len(rows) : (rank + 1) * len(rows)].cpu()
+        logged = trainer._pending_extra_logs
+        extras = [{name: values[i] for name, values in logged.items() if i < len(values)} for i in range(len(rows))]
+        logged.clear()
+        completion_columns = {
+            "row": rows,
+            "prompt": prompts,
+            "prompt_ids": prompt_ids,
+            "ids": ids,
+            "tool_mask": tool_mask or [None] * len(rows),
+            "completion": completions,
+            "logps": logps or [None] * len(rows),
+            "rewards": rewards,
+            "extra": extras,
+        }
+        made = [{name: values[i] for name, values in completion_columns.items()} for i in range(len(rows))]
+        return [made[i : i + size] for i in range(0, len(made), size)]
+
+    def _has_signal(self, group: Group) -> bool:
+        rewards = torch.stack([completion["rewards"] for completion in group])
+        if self.trainer.multi_objective_aggregation == "sum_then_normalize":
+            return has_signal(self.trainer._weighted(rewards))
+        return has_signal(rewards[:, self.trainer.reward_weights.cpu() != 0])
+
+    def _merge_rounds(self, metrics: dict[str, list[float]], logged: dict[str, int]) -> None:
+        """Make one value a rollout of what TRL has logged in every round."""
+        sizes = [len(rewards) for rewards in self.rewards]
+        for name, values in metrics.items():
+            rounds = values[logged.get(name, 0) :]
+            if len(rounds) != len(sizes):
+                continue  # not logged by the rounds
+            if "/min" in name or "/max" in name:
+                value = min(rounds) if "/min" in name else max(rounds)
+            else:
+                value = sum(v * n for v, n in zip(rounds, sizes, strict=True)) / sum(sizes)
+            values[logged.get(name, 0) :] = [value]
 
 
 class _StepWindow:

@@ -1,0 +1,60 @@
+"""One run on the quickstart's task, for the benchmarks that compare trainings: the short recipe from one warm start."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+
+from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+from entropy_trl.quickstart import run, task
+from entropy_trl.quickstart.evaluate import evaluate_policy
+from entropy_trl.quickstart.recipe import RECIPES, UPDATES_PER_ROLLOUT, training_arguments
+from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
+
+
+METRICS = ("final_entropy", "greedy", "avg@16", "pass@16")
+
+
+def add_arguments(parser: argparse.ArgumentParser, methods: list[str]) -> None:
+    """The options of every such benchmark."""
+    parser.add_argument("--methods", nargs="+", default=methods)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rollouts", type=int, default=RECIPES["short"].rollouts)
+    parser.add_argument("--eval_prompts", type=int, default=1024)
+    parser.add_argument("--warm_start_dir", type=Path, default=DEFAULT_OUTPUT_DIR)
+    parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+
+
+def train(
+    method: str, seed: int, args: argparse.Namespace, curve: bool = False, **overrides: Any
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Train and evaluate once; returns the metrics on held-out prompts and the trainer's log.
+
+    With `curve`, the log also has the held-out metrics along the way, as the quickstart measures them.
+    """
+    torch.set_num_threads(1)
+    warm_start = WarmStartConfig(0, args.warm_start_steps, min(WarmStartConfig.noisy_steps, args.warm_start_steps))
+    model, tokenizer, _ = load_or_warm_up(warm_start, args.warm_start_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(method, RECIPES["short"], seed, Path(folder))
+        arguments |= {"max_steps": args.rollouts * UPDATES_PER_ROLLOUT, "save_strategy": "no", "disable_tqdm": True}
+        trainer = CovGRPOTrainer(
+            model=model,
+            reward_funcs=task.countdown_reward,
+            args=CovGRPOConfig(**arguments | overrides),
+            train_dataset=task.build_dataset(),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if curve:
+            prompts = task.held_out_prompts(min(run.CURVE_PROMPTS, args.eval_prompts))
+            every = max(args.rollouts // 12, 1) * UPDATES_PER_ROLLOUT
+            trainer.add_callback(run.HeldOutCurve(prompts, every, f"{method} {overrides} seed {seed}"))
+        trainer.train()
+    held_out = task.held_out_prompts(args.eval_prompts)
+    metrics = evaluate_policy(model, held_out, run.SAMPLES, run.EVALUATION_SEED)
+    return {name: metrics[name] for name in METRICS}, trainer.state.log_history

@@ -1,0 +1,182 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476): only prompts whose completions differ in reward make up a rollout.
+
+Where all completions of a prompt have the same reward, all advantages are 0 and the prompt teaches nothing. Such groups
+are dropped, and others are generated from new prompts until the rollout is full, for a number of rounds at most.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+
+Row = dict[str, Any]
+#: The completions of one prompt. A completion is a mapping of what there is to know of it.
+Group = list[dict[str, Any]]
+
+#: At least this share of the groups of a further round is expected to be kept, however few were so far.
+_LEAST_RATE = 1 / 8
+
+
+class PromptStream:
+    """The data set's rows, epoch after epoch, from a position that a checkpoint can hold.
+
+    Each epoch has every row once, in an order of its own given by the seed. Every process has the same stream.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): the rows.
+        shuffle (`bool`): whether the order is shuffled; a streamed data set is shuffled within its buffer.
+        seed (`int`): of the order.
+    """
+
+    def __init__(self, dataset: Dataset | IterableDataset, shuffle: bool, seed: int):
+        self.dataset = dataset.shuffle(seed=seed) if isinstance(dataset, IterableDataset) and shuffle else dataset
+        self.shuffle = shuffle
+        self.seed = seed
+        self._position = 0
+        self._rows: Iterator[Row] | None = None
+
+    @property
+    def position(self) -> int:
+        """How many rows have been taken since the first epoch began."""
+        return self._position
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self._position, self._rows = value, None
+
+    @property
+    def epoch(self) -> float:
+        """How often the rows have been taken; of a data set of unknown length not a number."""
+        return self._position / len(self.dataset) if isinstance(self.dataset, Dataset) else float("nan")
+
+    def take(self, n: int) -> list[Row]:
+        """The next `n` rows."""
+        if self._rows is None:
+            self._rows = self._from(self._position)
+        rows = list(islice(self._rows, n))
+        self._position += n
+        return rows
+
+    def put_back(self, rows: list[Row]) -> None:
+        """Let the last rows that were taken come again."""
+        self._rows = chain(rows, self._rows or ())
+        self._position -= len(rows)
+
+    def _from(self, position: int) -> Iterator[Row]:
+        if isinstance(self.dataset, IterableDataset):
+            yield from islice(self._epochs(0), position, None)  # a stream is read from its start
+        else:
+            epoch, first = divmod(position, len(self.dataset))
+            yield from islice(self._epochs(epoch), first, None)
+
+    def _epochs(self, epoch: int) -> Iterator[Row]:
+        while True:
+            if isinstance(self.dataset, IterableDataset):
+                self.dataset.set_epoch(epoch)
+                yield from self.dataset
+            else:
+                order = list(range(len(self.dataset)))
+                if self.shuffle:
+                    generator = torch.Generator().manual_seed(self.seed + epoch)
+                    order = torch.randperm(len(self.dataset), generator=generator).tolist()
+                for index in order:
+                    yield self.dataset[index]
+            epoch += 1
+
+
+def has_signal(rewards: Tensor) -> bool:
+    """Whether the rewards of a group's completions, (G,) or one column a reward, differ; what is NaN does not count."""
+    columns = rewards.view(len(rewards), -1).T
+    return any(len(known := column[~column.isnan()]) and known.max() - known.min() > 1e-6 for column in columns)
+
+
+@dataclass
+class Rollout:
+    """What the rounds of one rollout came to: the groups of this process, and counts of all processes' groups.
+
+    `used` is how many of the generated groups lie before the end of the rollout: the prompts behind them were too many.
+    """
+
+    groups: list[Group]
+    rounds: int
+    generated: int
+    with_signal: int
+    used: int
+
+
+class NoSignalError(RuntimeError):
+    """The rounds were over before the rollout was full."""
+
+
+def fill_rollout(
+    generate: Callable[[int], list[Group]],
+    keep: Callable[[Group], bool],
+    gather_flags: Callable[[list[bool]], list[bool]],
+    exchange: Callable[[list[Group]], list[Group]],
+    *,
+    rank: int,
+    processes: int,
+    groups_per_process: int,
+    max_rounds: int,
+    train_on_incomplete: bool,
+) -> Rollout:
+    """Generate in rounds until all processes together have as many groups with a signal as they need.
+
+    All processes make the same rounds, with the same number of groups each. Those that are kept are the first ones with
+    a signal, by round, process and place, which is the order of the prompts. Where a process has more of them than it
+    trains on, others get its last ones.
+
+    Args:
+        generate: makes a number of new groups on this process; called on all processes at once.
+        keep: whether a group has a signal.
+        gather_flags: every process's flags in one list, by process.
+        exchange: every process's groups in one list, by process.
+        rank, processes: which process this is, of how many.
+        groups_per_process: groups that a process trains on.
+        max_rounds: rounds, the first one included.
+        train_on_incomplete: fill up with groups without a signal after the last round, instead of an error.
+
+    Raises:
+        NoSignalError: after the last round, on all processes.
+    """
+    needed = groups_per_process * processes
+    made: list[Group] = []  # of this process
+    flags: list[bool] = []  # of all processes, by round, process and place
+    owners: list[int] = []
+    rounds = 0
+    while sum(flags) < needed and rounds < max_rounds:
+        n = groups_per_process
+        if rounds:
+            rate = max(sum(flags) / len(flags), _LEAST_RATE)
+            n = min(n, math.ceil((needed - sum(flags)) / rate / processes))
+        groups = generate(n)
+        made += groups
+        flags += gather_flags([keep(group) for group in groups])
+        owners += [process for process in range(processes) for _ in range(n)]
+        rounds += 1
+    with_signal = [i for i, flag in enumerate(flags) if flag]
+    if len(with_signal) < needed and not train_on_incomplete:
+        raise NoSignalError(
+            f"Dynamic sampling: after {rounds} rounds of generation (`max_generation_rounds`) only {len(with_signal)} "
+            f"of {len(flags)} prompts have completions that differ in reward, and a rollout needs {needed}. They "
+            "are too easy or too hard for the policy, or the reward reads none of its answers: look at the completions "
+            '(`log_completions`). `dynamic_sampling_incomplete="train"` goes on with what there is.'
+        )
+    without = [i for i, flag in enumerate(flags) if not flag]
+    chosen = sorted(with_signal[:needed] + without[: max(needed - len(with_signal), 0)])
+    own = iter(made)
+    held = {i: next(own) for i, owner in enumerate(owners) if owner == rank}
+    have = Counter(owners[i] for i in chosen)
+    groups = [held[i] for i in chosen if i in held]
+    if any(have[process] != groups_per_process for process in range(processes)):
+        moved = exchange(groups[groups_per_process:])
+        first = sum(max(groups_per_process - have[process], 0) for process in range(rank))
+        groups = groups[:groups_per_process] + moved[first : first + max(groups_per_process - have[rank], 0)]
+    return Rollout(groups, rounds, len(flags), len(with_signal), chosen[-1] + 1)
