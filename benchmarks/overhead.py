@@ -44,6 +44,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -406,3 +407,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main()
+    if PROCESSES > 1:  # torch 2.13's gloo may hang or abort in the interpreter's teardown (see entropy_trl.cli)
+        sys.stdout.flush()
+        os._exit(0)
