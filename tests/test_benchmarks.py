@@ -105,3 +105,23 @@ def test_dynamic_sampling(run, tmp_path, capsys):
     last = dict(zip(("entropy", "avg@16", "pass@16"), without["curve"][-1][1:], strict=True))
     assert without["at_equal_tokens"] == pytest.approx(last)
     assert capsys.readouterr().out.count("at equal tokens") == 2
+
+
+def test_rewards(run, tmp_path, capsys):
+    gsm8k = {"gold": "7", "model_answer": "7", "solution": "3 + 4 = 7\nA: 7", "label": 1}
+    wrong = {"gold": "8", "model_answer": "7", "solution": "3 + 4 = 7\nA: 7", "label": 0}
+    recorded = {"gold": "$1+x$", "prediction": "$x+1$", "expected": 1, "pred_kind": "answer_only"}
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (gsm8k, wrong)))
+    (tmp_path / "recorded.jsonl").write_text(json.dumps(recorded) + "\n")
+    cases = [str(tmp_path / name) for name in ("gsm8k.jsonl", "recorded.jsonl")]
+    report = run("rewards", ["--cases", *cases, "--workers", "1", "--repeats", "2"], tmp_path / "rewards.json")
+    assert list(report["results"]) == ["gsm8k/answer_line", "gsm8k/boxed", "recorded/boxed"]
+    mistakes = {
+        (name, function): (row["false_negatives"], row["false_positives"])
+        for name, result in report["results"].items()
+        for function, row in result["functions"].items()
+    }
+    expected = dict.fromkeys(mistakes, (0, 0)) | {("gsm8k/answer_line", "trl"): (1, 0)}  # TRL reads no such line
+    assert mistakes == expected
+    assert all(value > 0 for speedup in report["speedup"].values() for value in speedup.values())
+    assert "times TRL's speed" in capsys.readouterr().out

@@ -22,6 +22,7 @@ LAYERS = [
     {"config"},
     {"trainer", "rewards", "analysis"},
     {"data"},
+    {"evaluation"},
     {"quickstart", "smoke", "script_args", "plan"},
     {"cli"},
 ]

@@ -1,13 +1,19 @@
 """Entropy control for reinforcement learning with verifiable rewards, on Hugging Face TRL."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from entropy_trl._version import __version__
-from entropy_trl.config import CovGRPOConfig
-from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
-from entropy_trl.covariance import covariance_metrics, token_covariance
-from entropy_trl.reduction import clipped_tokens, token_weights
-from entropy_trl.selection import draw_mask, top_k_mask
-from entropy_trl.trainer import CovGRPOTrainer
-from entropy_trl.types import Selection, TokenBatch, TokenEdit
+
+
+if TYPE_CHECKING:
+    from entropy_trl.config import CovGRPOConfig
+    from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
+    from entropy_trl.covariance import covariance_metrics, token_covariance
+    from entropy_trl.reduction import clipped_tokens, token_weights
+    from entropy_trl.selection import draw_mask, top_k_mask
+    from entropy_trl.trainer import CovGRPOTrainer
+    from entropy_trl.types import Selection, TokenBatch, TokenEdit
 
 
 __all__ = [
@@ -29,3 +35,31 @@ __all__ = [
     "token_weights",
     "top_k_mask",
 ]
+
+# Names are imported when they are first used, so that what needs neither torch nor TRL (the workers of `math_reward`,
+# the command line's `--help`) does not wait for them.
+_MODULES = {
+    name: module
+    for module, names in {
+        "config": ("CovGRPOConfig",),
+        "controls": ("CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control"),
+        "covariance": ("covariance_metrics", "token_covariance"),
+        "reduction": ("clipped_tokens", "token_weights"),
+        "selection": ("draw_mask", "top_k_mask"),
+        "trainer": ("CovGRPOTrainer",),
+        "types": ("Selection", "TokenBatch", "TokenEdit"),
+    }.items()
+    for name in names
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The command line: `entropy-trl train`, `plan` and `quickstart`, and what `train.py` runs.
+"""The command line: `entropy-trl train`, `evaluate`, `plan` and `quickstart`, and what `train.py` runs.
 
 A mistake of the user's (a mistyped key, a missing file, settings that cannot go together) is one line on stderr and
 exit code 2. Only the steps that read what the user wrote are guarded so; anything else that fails keeps its traceback.
@@ -6,6 +6,7 @@ exit code 2. Only the steps that read what the user wrote are guarded so; anythi
 """
 
 import argparse
+import atexit
 import importlib
 import inspect
 import json
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from entropy_trl._version import __version__
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset, IterableDataset
     from trl import DatasetMixtureConfig, ModelConfig
 
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "train": "train a model with entropy control",
+    "evaluate": "score models on maths benchmarks by the paper's protocol",
     "plan": "compute a run's memory, time and communication on paper",
     "quickstart": "see entropy collapse and its cure on an embedded task, on a CPU, in minutes",
 }
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(argv[:1]).command
     if command == "train":
         return train_main(argv[1:], prog="entropy-trl train")
+    if command == "evaluate":
+        return _evaluate_main(argv[1:])
     if command == "plan":
         return _plan_main(argv[1:])
     return _quickstart_main(argv[1:])
@@ -72,6 +78,29 @@ def _quickstart_main(argv: Sequence[str]) -> int:
     )
     run.add_arguments(parser)
     return run.main(parser.parse_args(argv))
+
+
+def _evaluate_main(argv: Sequence[str], prog: str = "entropy-trl evaluate") -> int:
+    """Evaluates models, or prints earlier results. Returns 0, or 2 for a mistake of the user's."""
+    from entropy_trl.evaluation import command
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Score models on maths benchmarks by the protocol of arXiv 2505.22617. A run that was interrupted "
+        "goes on where it stopped.",
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    options = parser.parse_args(argv)
+    try:
+        with _usage_errors(ValueError, OSError, ImportError):
+            job = command.prepare(options)
+    except UsageError as error:
+        if os.environ.get("ENTROPY_TRL_DEBUG"):
+            traceback.print_exc()
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    return command.main(job)
 
 
 def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
@@ -111,6 +140,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     _train(job)
+    _end(job.trainer.accelerator)
     return 0
 
 
@@ -139,19 +169,50 @@ class _Job:
     dataset_name: str | None
 
 
+@dataclass
+class _Policy:
+    """What is made of the model's name or factory, when it is first asked for."""
+
+    script_args: "CovGRPOScriptArguments"
+    training_args: "CovGRPOConfig"
+    model_args: "ModelConfig"
+
+    @cached_property
+    def made(self) -> tuple[Any, Any]:
+        """The model that the factory makes, or None, and the tokenizer."""
+        from transformers import AutoTokenizer
+
+        if self.model_args.model_name_or_path is None:
+            return _import_object(str(self.script_args.model_factory), "model_factory")()
+        with _usage_errors(ValueError, OSError):
+            return None, AutoTokenizer.from_pretrained(
+                self.model_args.model_name_or_path,
+                revision=self.model_args.model_revision,
+                trust_remote_code=self.training_args.trust_remote_code,
+            )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        tokenizer = self.made[1]
+        if self.script_args.chat_template_path is not None:
+            tokenizer.chat_template = Path(self.script_args.chat_template_path).read_text()
+        return tokenizer
+
+
 def _prepare(argv: Sequence[str], prog: str) -> _Job:
     """Everything up to the first step of training; raises `UsageError`."""
     script_args, training_args, model_args, mixture_args = parse_train_args(argv, prog)
     checkpoint = _checkpoint(training_args)
     _check_model_choice(script_args, model_args)
-    reward_funcs = _reward_functions(script_args)
-    train_dataset = _load_split(script_args, mixture_args, script_args.dataset_train_split)
+    policy = _Policy(script_args, training_args, model_args)
+    reward_funcs = _reward_functions(script_args, training_args.max_completion_length)
+    train_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_train_split)
     _check_reward_columns(reward_funcs, train_dataset)
     eval_dataset = None
     if training_args.eval_strategy != "no":
-        eval_dataset = _load_split(script_args, mixture_args, script_args.dataset_test_split)
+        eval_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_test_split)
         _check_reward_columns(reward_funcs, eval_dataset)
-    trainer = _build_trainer(script_args, training_args, model_args, reward_funcs, train_dataset, eval_dataset)
+    trainer = _build_trainer(script_args, training_args, model_args, policy, reward_funcs, train_dataset, eval_dataset)
     return _Job(trainer, checkpoint, script_args.dataset_name)
 
 
@@ -188,40 +249,89 @@ def parse_train_args(
 
 
 def _load_split(
-    script_args: "CovGRPOScriptArguments", mixture_args: "DatasetMixtureConfig", split: str
+    script_args: "CovGRPOScriptArguments",
+    training_args: "CovGRPOConfig",
+    policy: "_Policy",
+    mixture_args: "DatasetMixtureConfig",
+    split: str,
 ) -> "Dataset | IterableDataset":
-    """One split of the data that the arguments name, with the columns that the trainer reads."""
+    """One split of the data that the arguments name, with the columns that the trainer and the rewards read."""
+    from accelerate import PartialState
+
+    if mixture_args.datasets and script_args.dataset_name:
+        raise UsageError("Both datasets and dataset_name are given: remove one of them.")
+    if not (mixture_args.datasets or script_args.dataset_name):
+        return _make_rows(script_args, split)
+    options = _row_options(script_args, training_args, policy, split)
+    # One process of a machine reads and prepares the rows; the others find its results in the cache.
+    state = PartialState()
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        return _read_rows(script_args, mixture_args, split, options)
+    finally:  # after a mistake too, so that the others tell it as well and end
+        if state.is_local_main_process:
+            state.wait_for_everyone()
+
+
+def _read_rows(
+    script_args: "CovGRPOScriptArguments", mixture_args: "DatasetMixtureConfig", split: str, options: dict[str, Any]
+) -> "Dataset | IterableDataset":
     from trl import get_dataset
 
     from entropy_trl.data import load_rows, prepare_rows
 
-    template = script_args.prompt_template
-    if mixture_args.datasets and script_args.dataset_name:
-        raise UsageError("Both datasets and dataset_name are given: remove one of them.")
-    if mixture_args.datasets:
-        with _usage_errors(ValueError, OSError):
-            mixture = get_dataset(mixture_args)
-            if split not in mixture:
-                raise UsageError(f"The mixture of datasets has no split {split!r}: set test_split_size to make 'test'.")
-            return prepare_rows(mixture[split], name="datasets", prompt_template=template)
-    if script_args.dataset_name:
-        with _usage_errors(ValueError, OSError):
+    with _usage_errors(ValueError, OSError):
+        if not mixture_args.datasets:
             return load_rows(
                 script_args.dataset_name,
                 split=split,
                 config=script_args.dataset_config,
                 streaming=script_args.dataset_streaming,
-                prompt_template=template,
+                **options,
             )
+        mixture = get_dataset(mixture_args)
+        if split not in mixture:
+            raise UsageError(f"The mixture of datasets has no split {split!r}: set test_split_size to make 'test'.")
+        return prepare_rows(mixture[split], name="datasets", **options)
+
+
+def _row_options(
+    script_args: "CovGRPOScriptArguments", training_args: "CovGRPOConfig", policy: "_Policy", split: str
+) -> dict[str, Any]:
+    """The fields of `RowOptions`. Only training rows are compared with evaluation problems, and listed in a file."""
+    from entropy_trl.script_args import ROW_OPTIONS
+
+    options: dict[str, Any] = {name: getattr(script_args, name) for name in ROW_OPTIONS}
+    training = split == script_args.dataset_train_split
+    options["exclude_overlap"] = (script_args.exclude_overlap or ()) if training else ()
+    if not (training and _is_first_rank()):
+        options["dropped_rows_file"] = None
+    if script_args.max_prompt_length is not None:
+        options["chat_template_kwargs"] = training_args.chat_template_kwargs or {}
+        options["tokenizer"] = policy.tokenizer
+    return options
+
+
+def _make_rows(script_args: "CovGRPOScriptArguments", split: str) -> "Dataset | IterableDataset":
+    """The rows of `dataset_factory`, which are used as they are."""
+    from entropy_trl.script_args import ROW_OPTIONS
+
     if script_args.dataset_factory is None:
         raise UsageError("No data: give --dataset_name (a file, a folder or a hub data set), or --dataset_factory.")
     if split != script_args.dataset_train_split:
         raise UsageError("dataset_factory makes training rows only: set eval_strategy to 'no', or give --dataset_name.")
+    given = [name for name in ROW_OPTIONS if getattr(script_args, name) != getattr(type(script_args), name)]
+    if given:
+        raise UsageError(f"{given[0]} is for --dataset_name: the rows of dataset_factory are used as they are.")
     return _import_object(script_args.dataset_factory, "dataset_factory")()
 
 
-def _reward_functions(script_args: "CovGRPOScriptArguments") -> list[Any]:
-    """The reward functions by name or dotted path, after the reward model if there is one."""
+def _reward_functions(script_args: "CovGRPOScriptArguments", longest: int) -> list[Any]:
+    """The reward functions by name or dotted path, after the reward model if there is one.
+
+    The overlong punishment starts at 80% of the longest completion, as in DAPO (16,384 of 20,480) and `trl grpo`.
+    """
     from trl import rewards as trl_rewards
 
     from entropy_trl.rewards import math_reward
@@ -232,7 +342,7 @@ def _reward_functions(script_args: "CovGRPOScriptArguments") -> list[Any]:
         "reasoning_accuracy_reward": trl_rewards.reasoning_accuracy_reward,
         "think_format_reward": trl_rewards.think_format_reward,
         "get_soft_overlong_punishment": trl_rewards.get_soft_overlong_punishment(
-            max_completion_len=1280, soft_punish_cache=256
+            max_completion_len=longest, soft_punish_cache=longest // 5
         ),
     }
     functions: list[Any] = []
@@ -309,6 +419,9 @@ def _check_model_choice(script_args: "CovGRPOScriptArguments", model_args: "Mode
     if model_args.model_name_or_path is None and script_args.model_factory is None:
         raise UsageError("No model: give --model_name_or_path (a hub id or a folder), or --model_factory.")
     name = model_args.model_name_or_path
+    template = script_args.chat_template_path
+    if template is not None and not Path(template).is_file():
+        raise UsageError(f"chat_template_path: there is no file {template!r}.")
     if name is not None and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise UsageError(f"model_name_or_path: there is no folder {name!r}.")
 
@@ -317,6 +430,7 @@ def _build_trainer(
     script_args: "CovGRPOScriptArguments",
     training_args: "CovGRPOConfig",
     model_args: "ModelConfig",
+    policy: "_Policy",
     reward_funcs: list[Any],
     train_dataset: "Dataset | IterableDataset",
     eval_dataset: "Dataset | IterableDataset | None",
@@ -326,9 +440,9 @@ def _build_trainer(
     from entropy_trl.trainer import CovGRPOTrainer
 
     model: Any = model_args.model_name_or_path
-    tokenizer = None
+    tokenizer = policy.tokenizer if model is None or script_args.chat_template_path else None  # else TRL loads it
     if model is None:
-        model, tokenizer = _import_object(str(script_args.model_factory), "model_factory")()
+        model = policy.made[0]
     else:
         training_args.model_init_kwargs = {
             "revision": model_args.model_revision,
@@ -371,4 +485,19 @@ def _train(job: _Job) -> None:
         trainer.push_to_hub(dataset_name=hub_dataset)
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
 
-    trainer.accelerator.end_training()
+
+def _end(accelerator: "Accelerator") -> None:
+    """Ends the trackers and the process group; several processes on CPUs leave without the interpreter's teardown.
+
+    In it torch 2.13 destroys gloo's process group with the GIL held, for which a thread of gloo may be waiting: up to a
+    third of the exits of a small program hung or aborted, with all work done.
+    """
+    import torch.distributed as dist
+
+    on_gloo = dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo"
+    accelerator.end_training()
+    if on_gloo and accelerator.num_processes > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -6,14 +6,27 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
 
-from entropy_trl.data import PROMPT_TEMPLATE
+from entropy_trl.templates import TEMPLATES
 
 
 logger = logging.getLogger(__name__)
+
+ROW_OPTIONS = (
+    "prompt_template",
+    "prompt_column",
+    "solution_column",
+    "language",
+    "exclude_overlap",
+    "overlap_threshold",
+    "max_prompt_length",
+    "max_bad_rows",
+    "dropped_rows_file",
+)
+"""The script arguments that are fields of `entropy_trl.data.RowOptions`."""
 
 
 @dataclass
@@ -29,8 +42,27 @@ class CovGRPOScriptArguments(ScriptArguments):
         reward_model_name_or_path (`str`, *optional*):
             Reward model, used beside the reward functions.
         prompt_template (`str`, *optional*):
-            How a bare problem becomes a prompt: a text with `{problem}`. For files with a column `problem` or
-            `question`; rows with a column `prompt` are used as they are.
+            How a problem becomes a prompt: `r1_zero`, `qwen_boxed`, `dapo`, `raw`, or a text with `{problem}`. It fixes
+            where the answer is read too. By default ready prompts stay as they are, and bare problems get
+            `qwen_boxed`.
+        prompt_column (`str`, *optional*):
+            Column of the problem or prompt; a dot leads into a structure. By default `prompt`, `problem` or `question`.
+        solution_column (`str`, *optional*):
+            Column of the answer. By default `reward_model.ground_truth`, `solution` or `answer`.
+        language (`"en"` or `"zh"`, *optional*):
+            Keep the problems without a Han character, or those with one.
+        exclude_overlap (`list[str]`, *optional*):
+            Files of evaluation problems: training rows that overlap one of them are left out.
+        overlap_threshold (`float`, *optional*, defaults to `0.3`):
+            Share of an evaluation problem's 13-grams from which on a row overlaps it.
+        max_prompt_length (`int`, *optional*):
+            Rows whose prompt has more tokens are left out.
+        max_bad_rows (`float`, *optional*, defaults to `0.01`):
+            Fraction of the rows that may be unusable: more are an error.
+        dropped_rows_file (`str`, *optional*):
+            File to write, with one JSON line for each training row that is left out.
+        chat_template_path (`str`, *optional*):
+            Jinja file with the chat template of a model that has none, or in place of the one that it has.
         model_factory (`str`, *optional*):
             Dotted path of a function without arguments that returns `(model, tokenizer)`. Used when
             `model_name_or_path` is not given.
@@ -50,9 +82,47 @@ class CovGRPOScriptArguments(ScriptArguments):
     reward_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Reward model (hub id or folder), used beside the reward functions."}
     )
-    prompt_template: str = field(
-        default=PROMPT_TEMPLATE,
-        metadata={"help": "Text with `{problem}`: how a column `problem` or `question` becomes a prompt."},
+    prompt_template: str | None = field(
+        default=None,
+        metadata={
+            "help": f"How a problem becomes a prompt: {', '.join(TEMPLATES)}, or a text with `{{problem}}`. It fixes "
+            "where the answer is read too. By default ready prompts stay as they are, and bare problems get qwen_boxed."
+        },
+    )
+    prompt_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the problem or prompt; a dot leads into a structure (`extra_info.question`). By default "
+            "`prompt`, `problem` or `question`."
+        },
+    )
+    solution_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the answer. By default `reward_model.ground_truth`, `solution` or `answer`."},
+    )
+    language: Literal["en", "zh"] | None = field(
+        default=None, metadata={"help": "Keep the problems without a Han character (en), or those with one (zh)."}
+    )
+    exclude_overlap: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files of evaluation problems: training rows that overlap one of them are left out."},
+    )
+    overlap_threshold: float = field(
+        default=0.3,
+        metadata={"help": "Share of an evaluation problem's 13-grams from which on a training row overlaps it."},
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Rows whose prompt has more tokens are left out."}
+    )
+    max_bad_rows: float = field(
+        default=0.01, metadata={"help": "Fraction of the rows that may be unusable: more are an error."}
+    )
+    dropped_rows_file: str | None = field(
+        default=None, metadata={"help": "File to write, with one JSON line for each training row that is left out."}
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "Jinja file with the chat template of a model that has none, or in place of the one it has."},
     )
     model_factory: str | None = field(
         default=None,

@@ -1,0 +1,190 @@
+"""The benchmarks: where each comes from, how the paper samples it, and its problems as rows that TRL can evaluate on.
+
+Protocol: arXiv 2505.22617 (AIME and AMC at temperature 0.6, averaged over 32 samples; the others greedy; completions of
+up to 8,192 tokens, as in its training). GSM8K is not in its table and is greedy here, as is usual.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from entropy_trl.data import DEFAULT_TEMPLATE, _load, _result
+from entropy_trl.templates import get_template
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        samples: Completions of each problem.
+        temperature: 0 is greedy.
+        top_p: The probability mass that is sampled from.
+        max_tokens: The length at which a completion is cut.
+    """
+
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.max_tokens < 1:
+            raise ValueError(f"samples and max_tokens must be at least 1, got {self.samples} and {self.max_tokens}.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"temperature must not be negative and top_p in (0, 1], got {self.temperature:g} and {self.top_p:g}."
+            )
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"{self.samples} greedy samples are {self.samples} times the same: set a temperature.")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A set of problems with verifiable answers.
+
+    Attributes:
+        name: What the options, files and tables call it.
+        title: The head of its column.
+        source: A hub data set, or a file.
+        sampling: The protocol it is published with.
+        config: The hub data set's configuration, if it has several.
+        split: The hub data set's split. A file has one.
+        problem: The column of the problem; None finds it (`problem` or `question`).
+        answer: The column of the answer; None finds it (`answer`, `final_answer` or `solution`).
+    """
+
+    name: str
+    title: str
+    source: str
+    sampling: Sampling
+    config: str | None = None
+    split: str = "test"
+    problem: str | None = None
+    answer: str | None = None
+
+
+_AVERAGED = Sampling(samples=32, temperature=0.6)
+_GREEDY = Sampling()
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("aime24", "AIME24", "HuggingFaceH4/aime_2024", _AVERAGED, split="train", answer="answer"),
+        Benchmark("aime25", "AIME25", "math-ai/aime25", _AVERAGED),
+        # 83 problems of AMC 12 of 2022 and 2023; `math-ai/amc23` has the 40 of 2023 that others report.
+        Benchmark("amc", "AMC", "AI-MO/aimo-validation-amc", _AVERAGED, split="train"),
+        Benchmark("math500", "MATH-500", "HuggingFaceH4/MATH-500", _GREEDY, answer="answer"),
+        Benchmark("omni_math", "OMNI-MATH", "KbsdJames/Omni-MATH", _GREEDY, answer="answer"),
+        Benchmark("olympiadbench", "OlympiadBench", "math-ai/olympiadbench", _GREEDY, answer="final_answer"),
+        Benchmark("minerva", "Minerva", "math-ai/minervamath", _GREEDY),
+        Benchmark("gsm8k", "GSM8K", "openai/gsm8k", _GREEDY, config="main"),
+    )
+}
+"""The benchmarks that are known by name."""
+
+_PROBLEM_COLUMNS = ("problem", "question")
+_ANSWER_COLUMNS = ("answer", "final_answer", "solution")
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark that `NAME`, `NAME=SOURCE` or a path means.
+
+    `SOURCE` is a file, a folder or a hub data set that replaces the one known for `NAME`, with columns named as usual.
+    Another name, or a path alone, is a benchmark of one's own: greedy, unless the options say otherwise.
+
+    Raises:
+        ValueError: A name alone that is not known.
+    """
+    name, _, source = name.partition("=")
+    if not source and name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if not source:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise ValueError(
+                f"There is no benchmark {name!r}: use one of {', '.join(BENCHMARKS)}, a file, or NAME=FILE_OR_HUB_ID."
+            )
+        # `aime24/test.jsonl` is known by its folder's name.
+        name, source = path.stem if path.stem not in ("test", "train") else path.absolute().parent.name, name
+    if name in BENCHMARKS:
+        return replace(BENCHMARKS[name], source=source, config=None, split="test", problem=None, answer=None)
+    return Benchmark(name, name, source, _GREEDY)
+
+
+def load_benchmark(
+    benchmark: str | Benchmark, *, prompt_template: str | None = None, limit: int | None = None
+) -> datasets.Dataset:
+    """The problems of a benchmark, one row each, as TRL's trainers and rewards read them.
+
+    All rows stay, in their order, since a published score is over all of them. (`load_rows`, which is for training,
+    leaves out repeats and answers that math-verify cannot read; here such an answer counts if it is given literally.)
+
+    Args:
+        benchmark: A benchmark, or what `get_benchmark` reads.
+        prompt_template: A name of `templates.TEMPLATES` or a text with `{problem}`: the one the model was trained with.
+            None: `data.DEFAULT_TEMPLATE`.
+        limit: Take the first so many problems only.
+
+    Returns:
+        The columns `prompt`, `solution`, `answer_format`, `problem_id` and `data_source` (the name, by which
+        `math_reward` logs the accuracy in a training).
+
+    Raises:
+        FileNotFoundError: The source is a path, and nothing is there.
+        ValueError: The source has no such split or columns, no answers, or a row without a problem.
+    """
+    if isinstance(benchmark, str):
+        benchmark = get_benchmark(benchmark)
+    template = DEFAULT_TEMPLATE if prompt_template is None else get_template(prompt_template)
+    loaded = _load(benchmark.source, benchmark.config, streaming=False)
+    split = next(iter(loaded)) if len(loaded) == 1 else benchmark.split
+    if split not in loaded:
+        raise ValueError(f"{benchmark.source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
+    rows = loaded[split]
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    problem = _column(benchmark, "problem", _PROBLEM_COLUMNS, rows.column_names)
+    answer = _column(benchmark, "answer", _ANSWER_COLUMNS, rows.column_names)
+    ids = [str(i) for i in rows["id"]] if "id" in rows.column_names else []
+    if len(set(ids)) != len(rows):
+        ids = [str(row) for row in range(len(rows))]
+    problems, solutions = list(rows[problem]), [_solution(value) for value in rows[answer]]
+    what = f"Benchmark {benchmark.name!r} ({benchmark.source!r})"
+    if not any(solutions) or not all(problems):
+        raise ValueError(f"{what} cannot be used: it has no answers, or a row without a problem.")
+    if unanswerable := [row for row, solution in enumerate(solutions) if not solution]:
+        logger.warning("%s: %d problems have no answer that a completion could match.", what, len(unanswerable))
+    return datasets.Dataset.from_dict(
+        {
+            "data_source": [benchmark.name] * len(problems),
+            "problem_id": ids,
+            "prompt": [template.messages(str(text)) for text in problems],
+            "solution": solutions,
+            "answer_format": [template.answer_format] * len(problems),
+        }
+    )
+
+
+def _column(benchmark: Benchmark, part: str, usual: Sequence[str], columns: Sequence[str]) -> str:
+    named = getattr(benchmark, part)
+    for column in (named,) if named else usual:
+        if column in columns:
+            return str(column)
+    raise ValueError(
+        f"Benchmark {benchmark.name!r} ({benchmark.source!r}) has no column {named or ' or '.join(usual)} with the "
+        f"{part}: its columns are {', '.join(map(repr, columns))}."
+    )
+
+
+def _solution(value: Any) -> str:
+    """The reference answer; several of them are one answer, separated by commas."""
+    if isinstance(value, Sequence) and not isinstance(value, str | Mapping):
+        return ", ".join(_result(part) for part in value)
+    return _result(value)

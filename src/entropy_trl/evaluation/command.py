@@ -1,0 +1,271 @@
+"""The command `entropy-trl evaluate`: its options, what it checks before a model is loaded, and what it writes."""
+
+import argparse
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import AutoConfig
+from xxhash import xxh3_64_hexdigest
+
+from entropy_trl._version import __version__
+from entropy_trl.data import DEFAULT_TEMPLATE
+from entropy_trl.evaluation import report
+from entropy_trl.evaluation.benchmarks import BENCHMARKS, Benchmark, Sampling, get_benchmark, load_benchmark
+from entropy_trl.evaluation.engines import Encoder, Engine, HFEngine, VLLMEngine, load_encoder
+from entropy_trl.evaluation.run import (
+    check_settings,
+    evaluate_benchmark,
+    read_completions,
+    run_settings,
+    write_atomically,
+)
+from entropy_trl.templates import TEMPLATES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `entropy-trl evaluate`."""
+    paper = report.published()["columns"]
+    parser.add_argument("--model", nargs="+", default=[], metavar="[NAME=]MODEL", help="folders or hub ids")
+    parser.add_argument(
+        "--benchmarks",
+        nargs="+",
+        default=paper,
+        metavar="NAME[=SOURCE]",
+        help=f"out of {', '.join(BENCHMARKS)} (default: all but gsm8k), each from its hub data set or from SOURCE (a "
+        "file with the columns problem and answer, or a hub id); or files",
+    )
+    parser.add_argument("--output_dir", default="runs/evaluation", help="one folder in it for each model")
+    parser.add_argument("--engine", choices=("vllm", "hf"), default="vllm", help="what generates")
+    parser.add_argument(
+        "--prompt_template",
+        default=DEFAULT_TEMPLATE.name,
+        help=f"the one the model was trained with: {', '.join(TEMPLATES)}, or a text with {{problem}}",
+    )
+    own = "the protocol of each benchmark"
+    parser.add_argument("--samples", type=int, help=f"completions a problem ({own})")
+    parser.add_argument("--temperature", type=float, help=f"0 is greedy ({own})")
+    parser.add_argument("--top_p", type=float, help=f"({own}: 1)")
+    parser.add_argument("--max_tokens", type=int, help=f"longest completion ({own}: 8192)")
+    parser.add_argument("--limit", type=int, help="the first so many problems of each benchmark only")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument(
+        "--batch_size", type=int, help="completions at a time, and between two writes (hf: 16, vllm: 1024)"
+    )
+    parser.add_argument(
+        "--engine_kwargs", type=json.loads, default={}, help="JSON for vllm.LLM, or from_pretrained with --engine hf"
+    )
+    parser.add_argument("--chat_template", metavar="FILE", help="Jinja file to use instead of the model's own template")
+    parser.add_argument(
+        "--chat_template_kwargs", type=json.loads, default={}, help='JSON, such as {"enable_thinking": false}'
+    )
+    parser.add_argument(
+        "--top_logprobs", type=int, default=0, help="vllm: a lower bound of the entropy from so many log-probabilities"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start again where completions have other settings")
+    parser.add_argument("--parquet", action="store_true", help="write the completions as Parquet too")
+    parser.add_argument(
+        "--compare", nargs="*", metavar="RUN", help="print the paper's table with ours, and earlier RUNs"
+    )
+
+
+@dataclass
+class Job:
+    """What is to be evaluated, read and checked."""
+
+    options: argparse.Namespace
+    models: list["Model"]
+    benchmarks: list[tuple[Benchmark, Sampling, datasets.Dataset]]
+    earlier: list[report.Results]
+
+
+@dataclass
+class Model:
+    """One model, and where its results go."""
+
+    name: str
+    path: str
+    folder: Path
+    encode: Encoder
+    settings: dict[str, Any]
+
+
+def prepare(options: argparse.Namespace) -> Job:
+    """Reads the problems and the models' configurations, and checks all that can be checked before a model is loaded.
+
+    Raises:
+        ValueError, OSError: A mistake of the user's, in one line.
+    """
+    if not options.model and options.compare is None:
+        raise ValueError("No model: give --model (a folder or a hub id), or --compare RUN to print earlier results.")
+    for option in ("batch_size", "limit"):
+        if getattr(options, option) is not None and getattr(options, option) < 1:
+            raise ValueError(f"--{option} must be at least 1, got {getattr(options, option)}.")
+    earlier = [results for run in options.compare or () for results in report.load_results(run)]
+    if not options.model:
+        if not earlier:
+            raise ValueError("Nothing to compare: give --compare the output folder of an evaluation, or --model.")
+        return Job(options, [], [], earlier)
+    if options.top_logprobs and options.engine != "vllm":
+        raise ValueError("--top_logprobs is for --engine vllm: hf has exact entropies.")
+    if options.engine == "vllm" and not _version("vllm"):
+        raise ValueError("--engine vllm needs vLLM, which is not installed: pip install vllm, or use --engine hf.")
+    overrides = {
+        name: getattr(options, name)
+        for name in ("samples", "temperature", "top_p", "max_tokens")
+        if getattr(options, name) is not None
+    }
+    benchmarks = []
+    for text in options.benchmarks:
+        benchmark = get_benchmark(text)
+        rows = load_benchmark(benchmark, prompt_template=options.prompt_template, limit=options.limit)
+        benchmarks.append((benchmark, replace(benchmark.sampling, **overrides), rows))
+    names = [benchmark.name for benchmark, _, _ in benchmarks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--benchmarks has a name twice: {', '.join(names)}.")
+    models = [_model(text, options) for text in options.model]
+    if len({model.name for model in models}) < len(models):
+        raise ValueError(f"--model has a name twice: {', '.join(model.name for model in models)}.")
+    job = Job(options, models, benchmarks, earlier)
+    for model in models:
+        _check(job, model)
+    return job
+
+
+def _model(text: str, options: argparse.Namespace) -> Model:
+    name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+    name = name or re.sub(r"[^\w.-]+", "-", path).strip("-.")
+    local = Path(path).expanduser()
+    if path.startswith(("/", ".", "~")) and not local.is_dir():
+        raise FileNotFoundError(f"--model: there is no folder {path!r}.")
+    path = str(local) if local.is_dir() else path
+    encode = load_encoder(path, **options.chat_template_kwargs)
+    if options.chat_template is not None:
+        encode.tokenizer.chat_template = Path(options.chat_template).expanduser().read_text()
+    return Model(
+        name=name,
+        path=path,
+        folder=Path(options.output_dir) / name,
+        encode=encode,
+        settings={
+            "model": path,
+            "model_version": _fingerprint(local) if local.is_dir() else AutoConfig.from_pretrained(path)._commit_hash,
+            "prompt_template": options.prompt_template,
+            "chat_template": None if options.chat_template is None else encode.tokenizer.chat_template,
+            "chat_template_kwargs": options.chat_template_kwargs,
+            "engine_kwargs": options.engine_kwargs,
+            "top_logprobs": options.top_logprobs,
+        },
+    )
+
+
+def _fingerprint(folder: Path) -> str:
+    """What changes when a checkpoint is written again, without reading gigabytes."""
+    stats = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".safetensors", ".bin", ".json", ".jinja")
+    ]
+    return xxh3_64_hexdigest(repr(stats).encode())
+
+
+def _check(job: Job, model: Model) -> None:
+    """That completions fit into the model's context, and that those on disk may be continued."""
+    base = model.path
+    adapter = Path(base) / "adapter_config.json"
+    if adapter.exists():
+        if job.options.engine == "vllm":
+            raise ValueError(f"{base!r} is an adapter: merge it into its model first, or use --engine hf.")
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
+    for benchmark, sampling, rows in job.benchmarks:
+        longest = max(len(model.encode(prompt)) for prompt in rows["prompt"])
+        if context is not None and longest + sampling.max_tokens > context:
+            raise ValueError(
+                f"{benchmark.name} has prompts of up to {longest} tokens, which leave no {sampling.max_tokens} in the "
+                f"context of {model.path!r} ({context})"
+                + (f": use --max_tokens {context - longest}." if longest < context else ".")
+            )
+        settings = model.settings | run_settings(job.options.engine, rows, sampling, benchmark.name, job.options.seed)
+        if not job.options.overwrite:
+            check_settings(_completions(model, benchmark.name), settings)
+
+
+def _completions(model: Model, benchmark: str) -> Path:
+    return model.folder / "completions" / f"{benchmark}.jsonl"
+
+
+def main(job: Job) -> int:
+    """Evaluates, writes and prints. Returns the exit code."""
+    runs = list(job.earlier)
+    for model in job.models:
+        runs.append(_evaluate(job, model))
+        print(f"{model.name}\n\n{report.details_table(runs[-1])}\n", flush=True)
+    table = report.scores_table(runs, compare=job.options.compare is not None)
+    print(table)
+    if job.models:
+        write_atomically(
+            Path(job.options.output_dir) / "results.md",
+            "\n\n".join([table, *(f"## {run['name']}\n\n{report.details_table(run)}" for run in runs)]) + "\n",
+        )
+    return 0
+
+
+def _evaluate(job: Job, model: Model) -> report.Results:
+    """One model on all benchmarks."""
+    engine = _load_engine(job.options, model)
+    for benchmark, sampling, rows in job.benchmarks:
+        completions = _completions(model, benchmark.name)
+        scores = evaluate_benchmark(
+            engine,
+            rows,
+            sampling,
+            completions,
+            name=benchmark.name,
+            settings=model.settings,
+            seed=job.options.seed,
+            overwrite=job.options.overwrite,
+        )
+        scores |= {"source": benchmark.source, "sampling": asdict(sampling) | {"seed": job.options.seed}}
+        results = _add_scores(model, benchmark.name, scores, _versions(job.options.engine))
+        if job.options.parquet:
+            datasets.Dataset.from_list(read_completions(completions)).to_parquet(completions.with_suffix(".parquet"))
+    return results
+
+
+def _add_scores(model: Model, benchmark: str, scores: dict[str, Any], versions: dict[str, Any]) -> report.Results:
+    """Adds a benchmark to what earlier calls with this model, or other processes, have written."""
+    file = model.folder / report.RESULTS
+    results: report.Results = json.loads(file.read_text()) if file.exists() else {}
+    if results.get("model") != model.settings:
+        results = {"benchmarks": {}}
+    results = {"name": model.name, "model": model.settings, "versions": versions} | {
+        "benchmarks": results["benchmarks"] | {benchmark: scores}
+    }
+    results["average"] = report.average(results, model.folder)
+    write_atomically(file, json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _load_engine(options: argparse.Namespace, model: Model) -> Engine:
+    if options.engine == "hf":
+        return HFEngine.load(model.path, model.encode, options.batch_size, **options.engine_kwargs)
+    return VLLMEngine.load(model.path, model.encode, options.batch_size, options.top_logprobs, **options.engine_kwargs)
+
+
+def _version(package: str) -> str | None:
+    for name in (package, f"{package}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _versions(engine: str) -> dict[str, str | None]:
+    packages = ["torch", "transformers", "math-verify", *(["vllm"] if engine == "vllm" else [])]
+    return {"entropy-trl": __version__} | {package: _version(package) for package in packages}

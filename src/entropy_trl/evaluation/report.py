@@ -1,0 +1,105 @@
+"""Results as tables like the paper's, alone and beside the published ones."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropy_trl.evaluation.benchmarks import BENCHMARKS
+from entropy_trl.evaluation.metrics import bootstrap_means, interval
+from entropy_trl.evaluation.run import read_completions
+
+
+Results = dict[str, Any]
+
+RESULTS = "results.json"
+
+
+def published() -> dict[str, Any]:
+    """The published table: `columns`, `rows` (scores in percent) and `source`."""
+    table: dict[str, Any] = json.loads((files("entropy_trl") / "evaluation" / "published.json").read_text())
+    return table
+
+
+def average(results: Results, folder: Path) -> dict[str, Any] | None:
+    """The plain mean of the accuracies on the paper's seven benchmarks, with its interval; None if one is missing."""
+    columns = published()["columns"]
+    benchmarks = results["benchmarks"]
+    if not set(columns) <= set(benchmarks):
+        return None
+    means = []
+    for name in columns:
+        scores: dict[int, list[bool]] = {}
+        for record in read_completions(folder / "completions" / f"{name}.jsonl"):
+            scores.setdefault(record["problem"], []).append(record["correct"])
+        means.append(bootstrap_means([sum(right) / len(right) for right in scores.values()], name))
+    accuracy = sum(benchmarks[name]["accuracy"] for name in columns) / len(columns)
+    return {"accuracy": accuracy, "ci95": interval(np.mean(means, axis=0))}
+
+
+def load_results(run: str) -> list[Results]:
+    """The results in a folder: those of one model, or of several in its folders.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    path = Path(run).expanduser()
+    found = [path / RESULTS] if (path / RESULTS).exists() else sorted(path.glob(f"*/{RESULTS}"))
+    if not found:
+        raise FileNotFoundError(f"{run!r} has no {RESULTS} of an evaluation, nor has a folder in it.")
+    return [json.loads(file.read_text()) for file in found]
+
+
+def scores_table(runs: Sequence[Results], compare: bool = False) -> str:
+    """Accuracy in percent, one row a model, as Markdown; with `compare`, below the published rows."""
+    paper = published()
+    given = {name for run in runs for name in run["benchmarks"]}
+    columns = [name for name in BENCHMARKS if name in given or (compare and name in paper["columns"])]
+    columns += sorted(given - set(columns))
+    rows: list[list[str]] = []
+    for row in paper["rows"] if compare else ():
+        scores = dict(zip(paper["columns"], row["scores"], strict=True))
+        cells = [f"{scores[name]:.1f}" if name in scores else "" for name in columns]
+        mean = sum(row["scores"]) / len(row["scores"])
+        rows.append([f"{row['model']}, {row['method']} (published)", *cells, f"{mean:.1f}", f"{row['average']:.1f}"])
+    for run in runs:
+        cells = [_accuracy(run["benchmarks"].get(name)) for name in columns]
+        rows.append([run["name"], *cells, _accuracy(run["average"]), *([""] if compare else [])])
+    titles = [BENCHMARKS[name].title if name in BENCHMARKS else name for name in columns]
+    table = _markdown(["", *titles, "Mean of 7", *(["as printed"] if compare else [])], rows)
+    notes = "Accuracy in percent (avg@n), with the 95% bootstrap interval over problems."
+    return f"{table}\n\n{notes}" + (f" Published: {paper['source']}" if compare else "")
+
+
+def details_table(run: Results) -> str:
+    """All metrics of one model, one row a benchmark, as Markdown."""
+    rows = []
+    for name, scores in run["benchmarks"].items():
+        n = scores["samples"]
+        percent = [scores["accuracy"], scores.get(f"pass@{n}"), scores.get(f"majority@{n}"), scores["truncated"]]
+        cells = ["" if value is None else f"{100 * value:.1f}" for value in percent]
+        entropy = "" if scores["entropy"] is None else f"{scores['entropy']:.3f}"
+        title = BENCHMARKS[name].title if name in BENCHMARKS else name
+        rows.append([title, str(scores["problems"]), str(n), *cells, f"{scores['mean_length']:.0f}", entropy])
+    head = ["", "problems", "n", "avg@n", "pass@n", "majority@n", "truncated", "mean length", "entropy"]
+    return _markdown(head, rows)
+
+
+def _accuracy(scores: Mapping[str, Any] | None) -> str:
+    if scores is None:
+        return ""
+    low, high = scores["ci95"]
+    return f"{100 * scores['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
+    pad = lambda row: " | ".join(  # noqa: E731
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    rule = " | ".join("-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
+    return "\n".join(f"| {line} |" for line in (pad(head), rule, *map(pad, rows)))

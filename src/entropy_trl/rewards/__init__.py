@@ -1,0 +1,135 @@
+r"""Reward functions for verifiable problems. Each maps completions to one number per completion.
+
+`math_reward` reads the answer where the prompt's template asks for it (`answers.py`), compares plain numbers and words
+itself and refuses what is ambiguous (`equality.py`), and leaves the rest to math-verify in worker processes with a hard
+time limit (`pool.py`, `worker.py`). Importing this imports neither torch nor TRL, so that workers start in a second.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from entropy_trl.rewards.answers import ANSWER_FORMATS, final_answer
+from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
+from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
+
+
+__all__ = ["ANSWER_FORMATS", "MathReward", "final_answer", "math_reward"]
+
+_NO_ANSWER = "no answer"
+_METRICS = {_NO_ANSWER: "no_answer", UNPARSED: "unparsed", TIMEOUT: "timeouts", CRASH: "crashes"}
+
+
+class MathReward:
+    """`math_reward` with worker processes and a time limit of its own.
+
+    Args:
+        workers: The number of worker processes; 0 compares in this process, without a time limit. By default the
+            environment variable `ENTROPY_TRL_REWARD_WORKERS`, else 4, or fewer where there are fewer processors for
+            each process of the machine.
+        time_limit: Seconds that one comparison may take before its worker is killed and the completion gets 0.0. By
+            default the environment variable `ENTROPY_TRL_REWARD_TIME_LIMIT`, else 5.
+    """
+
+    __name__ = "math_reward"  # TRL names its metrics by it
+
+    def __init__(self, workers: int | None = None, time_limit: float | None = None):
+        self.workers = int(os.environ.get("ENTROPY_TRL_REWARD_WORKERS", _processors())) if workers is None else workers
+        self.time_limit = float(
+            os.environ.get("ENTROPY_TRL_REWARD_TIME_LIMIT", 5.0) if time_limit is None else time_limit
+        )
+        if self.workers < 0 or self.time_limit <= 0:
+            raise ValueError(
+                f"MathReward needs workers >= 0 and time_limit > 0, not {self.workers}, {self.time_limit}."
+            )
+        self._pool = WorkerPool(self.workers, self.time_limit)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MathReward, (self.workers, self.time_limit)  # a copy starts workers of its own
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        solution: Sequence[Any],
+        answer_format: Sequence[str | None] | str | None = None,
+        *,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
+        """See `math_reward`."""
+        if answer_format is None or isinstance(answer_format, str):
+            answer_format = [answer_format] * len(completions)
+        answers = [
+            final_answer(_text(completion), name or "any")
+            for completion, name in zip(completions, answer_format, strict=True)
+        ]
+        references = [final_answer(str(reference), "boxed") or str(reference) for reference in solution]
+        outcomes = self._outcomes(list(zip(answers, references, strict=True)))
+        rewards = [float(outcome == EQUAL) for outcome in outcomes]
+        if log_extra is not None:
+            log_extra("final_answer", answers)
+        if log_metric is not None and outcomes:
+            for outcome, name in _METRICS.items():
+                log_metric(f"math_reward/{name}", outcomes.count(outcome) / len(outcomes))
+            # TRL averages what it is given, so that one call a completion makes a mean over all processes.
+            for source, reward in zip(kwargs.get("data_source", kwargs.get("source")) or [], rewards, strict=False):
+                if source is not None:
+                    log_metric(f"math_reward/{source}", reward)
+        return rewards
+
+    def _outcomes(self, pairs: list[tuple[str, str]]) -> list[str]:
+        # The completions of a group often agree: each pair is compared once.
+        known = {pair: compare(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
+        hard = [pair for pair, outcome in known.items() if outcome is None]
+        results = self._pool.compare(hard) if self.workers else [verify(*pair) for pair in hard]
+        decided = known | dict(zip(hard, results, strict=True))
+        return [str(decided[pair]) for pair in pairs]
+
+
+_shared: MathReward | None = None
+
+
+def math_reward(
+    completions: Sequence[Any],
+    solution: Sequence[Any],
+    answer_format: Sequence[str | None] | str | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    r"""1.0 for each completion whose final answer equals its row's solution, else 0.0.
+
+    The final answer is what `final_answer` finds for the row's `answer_format`, and only that is compared: a right
+    number elsewhere in the text earns nothing. Equality is mathematical: `0.5` equals `\frac{1}{2}`; docs/rewards.md
+    has the rules. Comparisons run in worker processes, which are shared by all calls and started by the first that
+    needs one; one that takes longer than 5 seconds is ended and earns 0.0. `MathReward` sets other limits.
+
+    Args:
+        completions: (B,) texts, or conversations (lists of messages) whose last message is read.
+        solution: (B,) reference answers, for instance `"34"` or `"\frac{1}{2}"`. If there is a `\boxed{}` in one, its
+            content is the reference.
+        answer_format: (B,) names out of `ANSWER_FORMATS`, one for all, or None, which is `"any"`. A column of the data.
+        **kwargs: What else TRL passes to reward functions: `log_metric` for the shares of completions without an
+            answer, unparsed, timed out and crashed, and for the mean reward by `data_source` (or `source`) where there
+            is such a column; `log_extra` for the answers.
+
+    Returns:
+        (B,) rewards, each 1.0 or 0.0. A completion without an answer, or with one that cannot be parsed, gets 0.0.
+    """
+    global _shared
+    if _shared is None:
+        _shared = MathReward()
+    return _shared(completions, solution, answer_format, **kwargs)
+
+
+def _processors() -> int:
+    """4 workers, or fewer where the processes of this machine (torchrun says how many) have fewer processors each."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _text(completion: Any) -> str:
+    """The text of a completion, which is plain or a conversation."""
+    content = completion if isinstance(completion, str) else completion[-1]["content"]
+    if isinstance(content, list):  # content in parts: only the parts of text can hold an answer
+        content = "".join(part.get("text", "") for part in content)
+    return content or ""
