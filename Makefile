@@ -62,7 +62,7 @@ $(VLLM_STAMP): setup.cfg pyproject.toml constraints.txt constraints-vllm.txt
 	touch $@
 
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/python -m pytest tests/test_vllm.py $(PYTEST_ARGS)
+	$(VLLM_BIN)/python -m pytest tests/test_vllm.py tests/test_evaluation_vllm.py $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

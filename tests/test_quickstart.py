@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from entropy_trl.quickstart import (
     evaluate_policy,
     held_out_prompts,
     load_or_warm_up,
-    pass_at_k,
     train_prompts,
     training_arguments,
     warm_up,
@@ -247,21 +246,6 @@ def test_warm_start_config_is_checked(wrong):
 
 
 # --- the evaluation
-
-
-@pytest.mark.parametrize("n", [1, 4, 7])
-def test_pass_at_k_counts_the_subsets(n):
-    for c in range(n + 1):
-        samples = [True] * c + [False] * (n - c)
-        for k in range(1, n + 1):
-            subsets = list(combinations(samples, k))
-            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])
-def test_pass_at_k_refuses(n, c, k):
-    with pytest.raises(ValueError, match="must lie between"):
-        pass_at_k(n, c, k)
 
 
 def test_sampling_agrees_with_a_full_forward():

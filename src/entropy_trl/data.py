@@ -129,7 +129,7 @@ def load_rows(
             used; the message names those found.
     """
     row_options = RowOptions(**options)
-    loaded = _load(source, config, streaming)
+    loaded = load_splits(source, config, streaming)
     if split not in loaded:
         raise ValueError(f"Data set {source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
     return _prepare(loaded[split], source, row_options)
@@ -142,7 +142,7 @@ def prepare_rows(
     return _prepare(rows, name, RowOptions(**options))
 
 
-def _load(source: str, config: str | None, streaming: bool) -> Mapping[str, Any]:
+def load_splits(source: str, config: str | None, streaming: bool) -> Mapping[str, Any]:
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix not in _BUILDERS:
@@ -256,7 +256,7 @@ class _Reading:
             template = self.template or DEFAULT_TEMPLATE
             read |= {"prompt": template.messages(problem), "answer_format": template.answer_format, "problem": problem}
         if self.solution is not None:
-            solution = _result(_get(row, self.solution))
+            solution = final_result(_get(row, self.solution))
             if not solution:
                 return read | {"dropped": _NO_ANSWER}
             if not _is_maths(solution):
@@ -301,7 +301,7 @@ def _text(prompt: Any) -> str:
     return "\n\n".join(texts) if texts[-1].strip() else ""
 
 
-def _result(answer: Any) -> str:
+def final_result(answer: Any) -> str:
     r"""The result in an answer: all of it, or what GSM8K has after `####`, or MATH in the last `\boxed{}`."""
     if isinstance(answer, Sequence) and not isinstance(answer, str) and len(answer) == 1:
         answer = answer[0]
@@ -530,7 +530,7 @@ class _Benchmarks:
         self._having: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._same: dict[str, list[int]] = defaultdict(list)
         for file in dict.fromkeys(files):
-            loaded = _load(file, None, streaming=False)
+            loaded = load_splits(file, None, streaming=False)
             rows = loaded["test" if "test" in loaded else next(iter(loaded))]
             column = _Reading.of(rows.column_names, file, RowOptions()).prompt
             for row, prompt in enumerate(rows[column]):

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from entropy_trl.data import DEFAULT_TEMPLATE, _load, _result
+from entropy_trl.data import DEFAULT_TEMPLATE, final_result, load_splits
 from entropy_trl.templates import get_template
 
 
@@ -143,7 +143,7 @@ def load_benchmark(
     if isinstance(benchmark, str):
         benchmark = get_benchmark(benchmark)
     template = DEFAULT_TEMPLATE if prompt_template is None else get_template(prompt_template)
-    loaded = _load(benchmark.source, benchmark.config, streaming=False)
+    loaded = load_splits(benchmark.source, benchmark.config, streaming=False)
     split = next(iter(loaded)) if len(loaded) == 1 else benchmark.split
     if split not in loaded:
         raise ValueError(f"{benchmark.source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
@@ -186,5 +186,5 @@ def _column(benchmark: Benchmark, part: str, usual: Sequence[str], columns: Sequ
 def _solution(value: Any) -> str:
     """The reference answer; several of them are one answer, separated by commas."""
     if isinstance(value, Sequence) and not isinstance(value, str | Mapping):
-        return ", ".join(_result(part) for part in value)
-    return _result(value)
+        return ", ".join(final_result(part) for part in value)
+    return final_result(value)

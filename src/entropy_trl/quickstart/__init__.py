@@ -12,7 +12,7 @@ trainer = CovGRPOTrainer(
 ```
 """
 
-from entropy_trl.quickstart.evaluate import evaluate_policy, pass_at_k
+from entropy_trl.quickstart.evaluate import evaluate_policy
 from entropy_trl.quickstart.recipe import METHODS, RECIPES, Recipe, training_arguments
 from entropy_trl.quickstart.task import (
     build_dataset,
@@ -37,7 +37,6 @@ __all__ = [
     "evaluate_policy",
     "held_out_prompts",
     "load_or_warm_up",
-    "pass_at_k",
     "train_prompts",
     "training_arguments",
     "warm_start_policy",

@@ -2,40 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from statistics import fmean
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2ForCausalLM
 
+from entropy_trl.evaluation.metrics import pass_at_k
 from entropy_trl.quickstart import task
 
 
 Metrics = dict[str, float]
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of `k` samples is right.
-
-        pass@k = 1 - C(n - c, k) / C(n, k)
-
-    the share of the subsets of `k` of the `n` samples that hold a right one (Chen et al. 2021, arXiv 2107.03374,
-    Eq. 1).
-
-    Args:
-        n: samples drawn for the prompt.
-        c: how many of them are right, from 0 to `n`.
-        k: size of the subsets, from 1 to `n`.
-
-    Raises:
-        ValueError: if `c` or `k` is out of its range.
-    """
-    if not 0 <= c <= n:
-        raise ValueError(f"c={c} right samples out of n={n}: c must lie between 0 and n")
-    if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} cannot be estimated from n={n} samples: k must lie between 1 and n")
-    return 1.0 - comb(n - c, k) / comb(n, k)
 
 
 @dataclass(frozen=True)
