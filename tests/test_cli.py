@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from entropy_trl import __version__
 from entropy_trl.checkpoint import Layout, write_manifest
 from entropy_trl.cli import main, parse_train_args, train_main
+from entropy_trl.evaluation import entropy_accuracy_pairs
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -157,6 +158,22 @@ def test_whole_dapo_math(tmp_path, arguments):
     path = Path(os.environ["ENTROPY_TRL_DATA"]) / "dapo_math_17k" / "train.jsonl"
     assert train_main(smoke(tmp_path, "--dataset_name", str(path), "--max_steps", "2", *arguments)) == 0
     assert len(logged_steps(tmp_path / "out")) == 2
+
+
+def test_benchmarks_are_evaluated_in_training(tmp_path, capsys):
+    rows = [{"problem": f"How many are {n}?", "answer": str(n)} for n in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--eval_strategy", "steps", "--eval_steps", "1", "--max_steps", "2", "--num_generations_eval", "2"]
+    arguments += ["--per_device_eval_batch_size", "20"]
+    benchmark = ["--eval_benchmarks", f"math500={tmp_path / 'rows.jsonl'}"]
+    assert train_main(smoke(tmp_path, *arguments, *benchmark)) == 0, capsys.readouterr().err
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    pairs = entropy_accuracy_pairs(history, "math500")
+    assert [step for step, _, _ in pairs] == [1, 2]
+    assert all(entropy > 0 and 0 <= accuracy <= 1 for _, entropy, accuracy in pairs)
+    assert "nothing.jsonl" in mistake(
+        capsys, *smoke(tmp_path, *arguments, "--eval_benchmarks", "math500=nothing.jsonl")
+    )
 
 
 # Reading the command line and the file

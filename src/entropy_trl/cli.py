@@ -208,10 +208,14 @@ def _prepare(argv: Sequence[str], prog: str) -> _Job:
     reward_funcs = _reward_functions(script_args, training_args.max_completion_length)
     train_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_train_split)
     _check_reward_columns(reward_funcs, train_dataset)
-    eval_dataset = None
+    eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None
     if training_args.eval_strategy != "no":
-        eval_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_test_split)
-        _check_reward_columns(reward_funcs, eval_dataset)
+        if script_args.eval_benchmarks:
+            eval_dataset = _load_benchmarks(script_args)
+        else:
+            eval_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_test_split)
+        for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+            _check_reward_columns(reward_funcs, rows)
     trainer = _build_trainer(script_args, training_args, model_args, policy, reward_funcs, train_dataset, eval_dataset)
     return _Job(trainer, checkpoint, script_args.dataset_name)
 
@@ -272,6 +276,18 @@ def _load_split(
     finally:  # after a mistake too, so that the others tell it as well and end
         if state.is_local_main_process:
             state.wait_for_everyone()
+
+
+def _load_benchmarks(script_args: "CovGRPOScriptArguments") -> "dict[str, Dataset]":
+    """The benchmarks for evaluation in training, with the prompts that the policy is trained with."""
+    from entropy_trl.evaluation import get_benchmark, load_benchmark
+
+    loaded = {}
+    with _usage_errors(ValueError, OSError):
+        for choice in script_args.eval_benchmarks or ():
+            benchmark = get_benchmark(choice)
+            loaded[benchmark.name] = load_benchmark(benchmark, prompt_template=script_args.prompt_template)
+    return loaded
 
 
 def _read_rows(
@@ -433,7 +449,7 @@ def _build_trainer(
     policy: "_Policy",
     reward_funcs: list[Any],
     train_dataset: "Dataset | IterableDataset",
-    eval_dataset: "Dataset | IterableDataset | None",
+    eval_dataset: "Dataset | IterableDataset | dict[str, Dataset] | None",
 ) -> "CovGRPOTrainer":
     from trl import get_peft_config, get_quantization_config
 

@@ -61,6 +61,9 @@ class CovGRPOScriptArguments(ScriptArguments):
             Fraction of the rows that may be unusable: more are an error.
         dropped_rows_file (`str`, *optional*):
             File to write, with one JSON line for each training row that is left out.
+        eval_benchmarks (`list[str]`, *optional*):
+            Benchmarks for `eval_strategy`, `NAME` or `NAME=FILE`, in place of the split `dataset_test_split` (see
+            `entropy_trl.evaluation`).
         chat_template_path (`str`, *optional*):
             Jinja file with the chat template of a model that has none, or in place of the one that it has.
         model_factory (`str`, *optional*):
@@ -119,6 +122,13 @@ class CovGRPOScriptArguments(ScriptArguments):
     )
     dropped_rows_file: str | None = field(
         default=None, metadata={"help": "File to write, with one JSON line for each training row that is left out."}
+    )
+    eval_benchmarks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Benchmarks for `--eval_strategy` (`aime24`, `math500=FILE`, ...), in place of the split "
+            "`dataset_test_split`."
+        },
     )
     chat_template_path: str | None = field(
         default=None,

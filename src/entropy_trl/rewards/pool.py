@@ -96,8 +96,12 @@ class _Worker:
     """A subprocess that is starting, comparing or idle."""
 
     def __init__(self, time_limit: float):
-        # It finds what this process finds, but nothing of the current folder.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # It finds what this process finds, but nothing of the current folder. A few of math-verify's verdicts depend on
+        # the order of sets, so on Python's hash seed, which would be another one in each process and run.
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONHASHSEED": "0",
+        }
         command = [sys.executable, "-P", "-m", "entropy_trl.rewards.worker", str(time_limit)]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
