@@ -37,8 +37,8 @@ class CovGRPOScriptArguments(ScriptArguments):
     Args:
         reward_funcs (`list[str]`, *optional*, defaults to `["math_reward"]`):
             Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`,
-            `think_format_reward` and `get_soft_overlong_punishment` (with `max_completion_len=1280` and
-            `soft_punish_cache=256`, as in `trl grpo`), or the dotted path of any function.
+            `think_format_reward` and `get_soft_overlong_punishment` (from 80% of `max_completion_length`), or the
+            dotted path of any function.
         reward_model_name_or_path (`str`, *optional*):
             Reward model, used beside the reward functions.
         prompt_template (`str`, *optional*):
@@ -78,8 +78,8 @@ class CovGRPOScriptArguments(ScriptArguments):
         default_factory=lambda: ["math_reward"],
         metadata={
             "help": "Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`, "
-            "`think_format_reward`, `get_soft_overlong_punishment` (with `max_completion_len=1280` and "
-            "`soft_punish_cache=256`), or dotted paths (`my_lib.rewards.my_reward`)."
+            "`think_format_reward`, `get_soft_overlong_punishment` (from 80% of `max_completion_length`), or dotted "
+            "paths (`my_lib.rewards.my_reward`)."
         },
     )
     reward_model_name_or_path: str | None = field(
