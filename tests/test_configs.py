@@ -103,6 +103,9 @@ def check_recipe(script_args, training_args, gpus=32, prompts=32):
     assert (training_args.dynamic_sampling, training_args.max_generation_rounds) == (True, 10)
     assert training_args.dynamic_sampling_incomplete == "error"
     assert script_args.prompt_template == "r1_zero"
+    # bf16 weights of more than 32 GB, 40% of a GPU of 80, do not fit into vLLM's share of one.
+    large = any(size in training_args.output_dir for size in ("24b", "32b"))
+    assert training_args.vllm_tensor_parallel_size == (4 if large else 1)
     assert training_args.lr_scheduler_type == "constant"
 
 
