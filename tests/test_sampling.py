@@ -9,6 +9,7 @@ from conftest import digit_reward
 from datasets import Dataset
 
 from entropy_trl.sampling import NoSignalError, PromptStream, fill_rollout, has_signal
+from entropy_trl.trainer import _GenerationRounds
 
 
 # The stream of prompts
@@ -292,6 +293,42 @@ def test_no_signal_at_all(make):
     trainer.train()
     assert logs(trainer, "dynamic_sampling/acceptance_rate") == [0.0, 0.0]
     assert logs(trainer, "dynamic_sampling/reward") == [0.5, 0.5]
+
+
+def test_what_terminated_is_averaged_over_what_terminated():
+    rounds = object.__new__(_GenerationRounds)
+    rounds.rewards = [torch.zeros(8), torch.zeros(4)]
+    metrics = {
+        "completions/clipped_ratio": [0.3, 0.5, 1.0],  # of an earlier rollout, and of two rounds
+        "completions/mean_terminated_length": [7.0, 10.0, 0.0],
+        "completions/min_terminated_length": [7.0, 8.0, 0.0],
+        "completions/mean_length": [7.0, 9.0, 12.0],
+        "other": [1.0],
+    }
+    rounds._merge_rounds(metrics, dict.fromkeys(metrics, 1))
+    assert metrics["completions/clipped_ratio"] == [0.3, pytest.approx(2 / 3)]
+    assert metrics["completions/mean_terminated_length"] == [7.0, 10.0]
+    assert metrics["completions/min_terminated_length"] == [7.0, 8.0]
+    assert metrics["completions/mean_length"] == [7.0, 10.0]
+    assert metrics["other"] == [1.0]
+
+
+def test_evaluation_with_a_model_left_in_training_mode(make, make_config):
+    # As TRL's continuous batching leaves it after generating.
+    trainer = make(entropy_control="clip_cov", gradient_accumulation_steps=2)
+    trainer.train()
+    generate = trainer._generate_single_turn
+
+    def leave_in_training(*args, **kwargs):
+        output = generate(*args, **kwargs)
+        trainer.model.train()
+        return output
+
+    trainer._generate_single_turn = leave_in_training
+    position, rewards = trainer._prompt_stream.position, trainer._rewards
+    assert "eval_loss" in trainer.evaluate(rows(8).map(lambda row: {"prompt": "12+34="}))
+    assert trainer._prompt_stream.position == position
+    assert trainer._rewards is not rewards
 
 
 def test_evaluation_is_trls(make, make_trainer):

@@ -10,6 +10,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import entropy_trl.trainer
 from entropy_trl import CONTROLS, CovGRPOConfig, CovGRPOTrainer
+from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.types import TokenBatch
 
 
@@ -327,6 +328,34 @@ def test_a_resumed_run_is_the_same_run(make_trainer, selections, tmp_path, metho
         assert selections == [s for s in drawn if s[0] >= checkpoint]
         assert same_weights(through, resumed), checkpoint
         assert logs(through)[checkpoint:6] == logs(resumed)[checkpoint:6]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {
+            "steps_per_generation": 2
+        },  # two rollouts an epoch, of four steps: TRL draws the epochs' orders one after another
+        # An epoch of three micro-batches ends in a step of one, so steps and rollouts fall out of step.
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "entropy_control_pool": "micro_batch"},
+    ],
+)
+def test_a_run_resumed_in_a_later_epoch_is_the_same_run(make_trainer, tmp_path, overrides):
+    overrides = METHODS["clip_cov"] | overrides | {"save_strategy": "steps", "save_steps": 1, "max_steps": 7}
+    prompts = 8 if overrides["steps_per_generation"] == 2 else 6
+
+    def make():
+        trainer = make_trainer(**overrides)
+        trainer.train_dataset = build_dataset(prompts)
+        return trainer
+
+    through = make()
+    through.train()
+    assert through.state.epoch > 1.5
+    for checkpoint in range(1, 7):
+        resumed = make()
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
+        assert same_weights(through, resumed), checkpoint
 
 
 @pytest.mark.parametrize("method", METHODS)

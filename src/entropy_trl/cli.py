@@ -343,7 +343,7 @@ def _make_rows(script_args: "CovGRPOScriptArguments", split: str) -> "Dataset | 
     return _import_object(script_args.dataset_factory, "dataset_factory")()
 
 
-def _reward_functions(script_args: "CovGRPOScriptArguments", longest: int) -> list[Any]:
+def _reward_functions(script_args: "CovGRPOScriptArguments", longest: int | None) -> list[Any]:
     """The reward functions by name or dotted path, after the reward model if there is one.
 
     The overlong punishment starts at 80% of the longest completion, as in DAPO (16,384 of 20,480) and `trl grpo`.
@@ -357,10 +357,13 @@ def _reward_functions(script_args: "CovGRPOScriptArguments", longest: int) -> li
         "accuracy_reward": trl_rewards.accuracy_reward,
         "reasoning_accuracy_reward": trl_rewards.reasoning_accuracy_reward,
         "think_format_reward": trl_rewards.think_format_reward,
-        "get_soft_overlong_punishment": trl_rewards.get_soft_overlong_punishment(
-            max_completion_len=longest, soft_punish_cache=longest // 5
-        ),
     }
+    if longest is not None:
+        known["get_soft_overlong_punishment"] = trl_rewards.get_soft_overlong_punishment(
+            max_completion_len=longest, soft_punish_cache=longest // 5
+        )
+    elif "get_soft_overlong_punishment" in script_args.reward_funcs:
+        raise UsageError("get_soft_overlong_punishment needs max_completion_length, which is null.")
     functions: list[Any] = []
     if script_args.reward_model_name_or_path:
         functions.append(script_args.reward_model_name_or_path)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import math
 import textwrap
 import time
 import warnings
@@ -21,6 +22,7 @@ from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
 from entropy_trl.checkpoint import (
     MANIFEST,
+    TRAINER_STATE,
     Layout,
     checkpoint_to_resume,
     load_rollout,
@@ -99,6 +101,8 @@ class CovGRPOTrainer(GRPOTrainer):
         self._step_window: _StepWindow | None = None
         self._pool_ranks: Ranks = ONE_PROCESS
         self._prompt_stream: PromptStream | None = None
+        self._resumed: Path | None = None  # the checkpoint that the run goes on from
+        self._evaluating = False
         # Of the rollout that is being made: TRL's rows of this process, and the rewards of all processes.
         self._rows: list[dict[str, Any]] = []
         self._rewards: Tensor | None = None
@@ -130,6 +134,7 @@ class CovGRPOTrainer(GRPOTrainer):
             ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
+        self._resumed = checkpoint
         if self._prompt_stream is not None:
             self._prompt_stream.position = 0
         if self._keeps_rollout:
@@ -138,6 +143,16 @@ class CovGRPOTrainer(GRPOTrainer):
             self._step, self._buffered_inputs, self._step_window = 0, None, None
             self._last_loaded_step = -1  # nor has vLLM the weights that this run starts from
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    # TRL's sampler draws an order an epoch from one generator, and would begin with the first epoch's when it resumes.
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        if self._keeps_rollout and self._resumed is not None and self.shuffle_dataset:
+            steps = json.loads((self._resumed / TRAINER_STATE).read_text())["global_step"]
+            micro_batches = len(sampler) // self.args.generation_batch_size
+            for _ in range(steps // math.ceil(micro_batches / self.args.gradient_accumulation_steps)):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return sampler
 
     # TRL saves no rollout, and makes a new one where it goes on in the middle of one: another run from there on. And an
     # older checkpoint is deleted only when all processes have written all of the new one.
@@ -152,7 +167,9 @@ class CovGRPOTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        inside_rollout = self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
+        # By TRL's count: an epoch may end in a step of fewer micro-batches. (With the control off it is not restored.)
+        step = self._step if self._keeps_rollout else self.state.global_step * self.args.gradient_accumulation_steps
+        inside_rollout = self._inside_rollout(step)
         if self._prompt_stream is not None and self.args.should_save:
             (folder / PROMPT_STREAM).write_text(json.dumps({"position": self._prompt_stream.position}) + "\n")
         if self._keeps_rollout:
@@ -179,14 +196,31 @@ class CovGRPOTrainer(GRPOTrainer):
         path = rollout_file(checkpoint, self.accelerator.process_index)
         if path.exists():
             self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
-        elif self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps):
+        elif self._lies_inside_rollout(Path(checkpoint)):
             logger.warning(
                 f"{checkpoint} lies inside a rollout but does not have it (it was not saved by CovGRPOTrainer with an "
                 "entropy control): a new rollout is made, and the run differs from one that was not interrupted."
             )
 
+    def _lies_inside_rollout(self, checkpoint: Path) -> bool:
+        if (checkpoint / MANIFEST).exists():
+            return json.loads((checkpoint / MANIFEST).read_text())["inside_rollout"]
+        return self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
+
     def _inside_rollout(self, step: int) -> bool:
         return step % (self.args.steps_per_generation * self.num_iterations) != 0
+
+    def prediction_step(self, *args, **kwargs):
+        self._evaluating = True
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            self._evaluating = False
+
+    @property
+    def _in_training(self) -> bool:
+        # TRL's continuous batching leaves the model in training mode, in evaluation too.
+        return self.model.training and not self._evaluating
 
     def _generate_and_score_completions(self, inputs):
         self._rows = inputs
@@ -200,7 +234,7 @@ class CovGRPOTrainer(GRPOTrainer):
             # Names the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
             output["row_ids"] = torch.arange(first, first + rows, device=device)
         estimator = getattr(self.args, "advantage_estimator", "grpo")  # the arguments may be a plain GRPOConfig
-        if estimator != "grpo" and self.model.training and self._rewards is not None:
+        if estimator != "grpo" and self._in_training and self._rewards is not None:
             advantages = estimate_advantages(estimator, self._weighted(self._rewards), self.num_generations)
             output["advantages"] = advantages[first : first + rows]
             for _ in range(len(advantages)):  # TRL has logged its own
@@ -210,14 +244,14 @@ class CovGRPOTrainer(GRPOTrainer):
 
     # TRL computes rewards after it has generated, in one method: to choose what it goes on with is to do so in between.
     def _generate(self, prompts):
-        if self._prompt_stream is None or not self.model.training:
+        if self._prompt_stream is None or not self._in_training:
             return super()._generate(prompts)
         rounds = _GenerationRounds(self, self._prompt_stream, super()._generate, super()._calculate_rewards)
         output, self._rewards = rounds.fill(self._rows, prompts)
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        if self._prompt_stream is None or not self.model.training:
+        if self._prompt_stream is None or not self._in_training:
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards
 
@@ -235,7 +269,7 @@ class CovGRPOTrainer(GRPOTrainer):
         return PromptStream(self.train_dataset, self.shuffle_dataset, self.args.seed)
 
     def _compute_loss(self, model, inputs):
-        if self.entropy_control is None or not self.model.training:
+        if self.entropy_control is None or not self._in_training:
             return super()._compute_loss(model, inputs)
 
         if self._step_window is None:
@@ -440,7 +474,9 @@ class _GenerationRounds:
         self.taken += taken
         rows = [dict(row) for row in taken[rank * n : (rank + 1) * n] for _ in range(size)]
         prompts = [row["prompt"] for row in rows]
-        prompt_ids, ids, tool_mask, completions, logps, fields, _, _ = self.generate(prompts)
+        prompt_ids, ids, tool_mask, completions, logps, fields, images, tool_images = self.generate(prompts)
+        if images is not None or any(tool_images):
+            raise ValueError("`dynamic_sampling` does not know images, in prompts or from tools. Switch it off.")
         for name, values in fields.items():  # of a rollout_func, for the reward functions
             for row, value in zip(rows, values if isinstance(values, list) else [values] * len(rows), strict=True):
                 row[name] = value
@@ -472,14 +508,19 @@ class _GenerationRounds:
     def _merge_rounds(self, metrics: dict[str, list[float]], logged: dict[str, int]) -> None:
         """Make one value a rollout of what TRL has logged in every round."""
         sizes = [len(rewards) for rewards in self.rewards]
+        clipped = metrics["completions/clipped_ratio"][logged.get("completions/clipped_ratio", 0) :]
+        terminated = [round(n * (1 - share)) for n, share in zip(sizes, clipped, strict=True)]
         for name, values in metrics.items():
             rounds = values[logged.get(name, 0) :]
             if len(rounds) != len(sizes):
                 continue  # not logged by the rounds
+            # Of terminated completions TRL logs 0 in a round that has none.
+            weights = terminated if "terminated" in name and any(terminated) else sizes
+            counted = [(value, n) for value, n in zip(rounds, weights, strict=True) if n]
             if "/min" in name or "/max" in name:
-                value = min(rounds) if "/min" in name else max(rounds)
+                value = (min if "/min" in name else max)(value for value, _ in counted)
             else:
-                value = sum(v * n for v, n in zip(rounds, sizes, strict=True)) / sum(sizes)
+                value = sum(value * n for value, n in counted) / sum(n for _, n in counted)
             values[logged.get(name, 0) :] = [value]
 
 
