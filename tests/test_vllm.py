@@ -231,6 +231,13 @@ def test_training_again_samples_from_the_current_weights(tmp_path, model):
     assert max(drift(rank)) < 1e-4
 
 
+def test_dynamic_sampling(tmp_path, model):
+    (rank,) = run(tmp_path / "out", model, dynamic_sampling=True, sparse=True, max_generation_rounds=50, **KL_COV)
+    assert max(log.get("dynamic_sampling/rounds", 0) for log in rank["logs"]) > 1
+    assert [log["frac_reward_zero_std"] for log in rank["logs"] if "frac_reward_zero_std" in log] == [0.0, 0.0]
+    assert max(drift(rank)) < 1e-4
+
+
 def test_the_seed_reaches_the_sampling(tmp_path, model):
     job = {"shuffle_dataset": False, "max_steps": 2, **KL_COV}
     first, second = (run(tmp_path / str(seed), model, seed=seed, **job)[0] for seed in (0, 1))

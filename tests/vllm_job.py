@@ -20,6 +20,11 @@ from entropy_trl import CovGRPOConfig, CovGRPOTrainer
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
 
+def seven_reward(completions, **kwargs):
+    """1 for few of a random model's completions, so that many groups have no signal."""
+    return [float("7" in completion) for completion in completions]
+
+
 class Recorder(CovGRPOTrainer):
     """Keeps what a test looks at: rollouts, selections, scoring passes, and the loss with all that goes into it."""
 
@@ -70,7 +75,7 @@ class Switch(TrainerCallback):
 def main(out: Path, job: dict) -> None:
     mode = job.pop("vllm_mode", "colocate")
     resume, lora, switch = job.pop("resume", None), job.pop("lora", False), job.pop("switch", {})
-    times = job.pop("times", 1)
+    times, sparse = job.pop("times", 1), job.pop("sparse", False)
     synced, engine_dtype = job.pop("synced", True), job.pop("engine_dtype", "float32")
     Recorder.record_losses = job.pop("record_losses", False)
     # Before the configuration, from which on DeepSpeed would shard what is loaded, but has no processes yet on a CPU.
@@ -121,7 +126,7 @@ def main(out: Path, job: dict) -> None:
     changes = Switch(switch)
     trainer = Recorder(
         model=model,
-        reward_funcs=digit_reward,
+        reward_funcs=seven_reward if sparse else digit_reward,
         args=config,
         train_dataset=build_dataset(64),
         processing_class=build_tokenizer(),
