@@ -78,7 +78,7 @@ class CovGRPOScriptArguments(ScriptArguments):
         default_factory=lambda: ["math_reward"],
         metadata={
             "help": "Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`, "
-            "`think_format_reward`, `get_soft_overlong_punishment` (from 80% of `max_completion_length`), or dotted "
+            "`think_format_reward`, `get_soft_overlong_punishment` (from 80%% of `max_completion_length`), or dotted "
             "paths (`my_lib.rewards.my_reward`)."
         },
     )
