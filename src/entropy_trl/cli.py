@@ -96,10 +96,7 @@ def _evaluate_main(argv: Sequence[str], prog: str = "entropy-trl evaluate") -> i
         with _usage_errors(ValueError, OSError, ImportError):
             job = command.prepare(options)
     except UsageError as error:
-        if os.environ.get("ENTROPY_TRL_DEBUG"):
-            traceback.print_exc()
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error, prog)
     return command.main(job)
 
 
@@ -121,8 +118,7 @@ def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
         with _usage_errors(ValueError, ImportError):
             plan = command.make_plan(options, training_args, model_args)
     except UsageError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error, prog)
     return command.main(plan, options.json)
 
 
@@ -134,14 +130,19 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
     try:
         job = _prepare(argv, prog)
     except UsageError as error:
-        if _is_first_rank():
-            if os.environ.get("ENTROPY_TRL_DEBUG"):
-                traceback.print_exc()
-            print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error, prog)
     _train(job)
     _end(job.trainer.accelerator)
     return 0
+
+
+def _tell(error: UsageError, prog: str) -> int:
+    """Says a mistake of the user's, once, and returns the exit code for it."""
+    if _is_first_rank():
+        if os.environ.get("ENTROPY_TRL_DEBUG"):
+            traceback.print_exc()
+        print(f"{prog}: error: {error}", file=sys.stderr)
+    return 2
 
 
 def _is_first_rank() -> bool:
