@@ -486,14 +486,16 @@ def test_workers_outlive_no_parent(signal_number):
 
 def test_torchrun(tmp_path):
     """Each process has workers of its own; the script is imported by none of them."""
-    (tmp_path / "job.py").write_text(textwrap.dedent(SCRIPT) + "print(os.environ['RANK'], flush=True)")
+    # A file for each process: what two processes print comes out mixed.
+    redirect = f"import os, sys; sys.stdout = open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w')\n"
+    (tmp_path / "job.py").write_text(redirect + textwrap.dedent(SCRIPT))
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", str(tmp_path / "job.py")]
     process = start("", command=command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    output, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    lines = output.split("\n")
-    assert lines.count(str([1.0] * 4)) == 2
-    pids = [pid for line in lines if line.startswith("[") and "." not in line for pid in json.loads(line)]
+    printed = [[json.loads(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(2)]
+    assert all(rewards == [1.0] * 4 for rewards, _ in printed)
+    pids = [pid for _, workers in printed for pid in workers]
     assert len(pids) == len(set(pids)) >= 2 and not any(map(is_running, pids))
 
 
