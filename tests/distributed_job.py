@@ -106,9 +106,9 @@ def main(out: Path, job: dict) -> None:
         scored = 0
         prompts = []
 
-        def _score_micro_batch(self, model, inputs):
+        def _score_micro_batch(self, *args, **kwargs):
             self.scored += 1
-            return super()._score_micro_batch(model, inputs)
+            return super()._score_micro_batch(*args, **kwargs)
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)

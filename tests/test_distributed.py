@@ -8,8 +8,11 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from entropy_trl.analysis.records import read_records
 
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
@@ -133,7 +136,7 @@ def test_two_processes_resume_inside_a_rollout(tmp_path):
 def test_a_group_that_spans_processes(tmp_path, processes):
     # Groups of 4 rows, 6 or 3 of them on each process; 10 prompts, of which each epoch leaves the last one out.
     job = {"rows": 12, "prompts": 10, "steps_per_generation": 1, "max_steps": 5, "save_strategy": "no"}
-    job |= METHODS["clip_cov"]
+    job |= METHODS["clip_cov"] | {"token_records": {"every": 1, "entropy_change": True}}
     one = run(tmp_path / "one", 1, spread=1, per_device_train_batch_size=12, **job)
     several = run(tmp_path / "several", processes, spread=processes, per_device_train_batch_size=12 // processes, **job)
     assert [step for step, _ in merged(one)] == [0, 1, 2, 3, 4]
@@ -141,6 +144,23 @@ def test_a_group_that_spans_processes(tmp_path, processes):
     assert all(any(positions for positions in rows.values()) for _, rows in merged(one))
     assert merged(several) == merged(one)
     assert all(distance(rank, one[0]) < 1e-6 for rank in several)
+    for log, expected in zip(several[0]["logs"], one[0]["logs"], strict=True):
+        assert expected["diversity/distinct_completions"] > 1
+        assert {k: v for k, v in log.items() if "diversity" in k} == {
+            k: v for k, v in expected.items() if "diversity" in k
+        }
+
+    # Every process records its rows, with the covariance and the groups of all of them.
+    recorded = [read_records(tmp_path / name / "run") for name in ("one", "several")]
+    for whole, parts in zip(*recorded, strict=True):
+        assert len(parts.files) == processes
+        assert whole.tokens == parts.tokens == parts.tokens_recorded
+        a, b = (step.table().sort_values(["row_id", "position"], ignore_index=True) for step in (whole, parts))
+        assert a["token_id"].equals(b["token_id"]) and a["selected"].equals(b["selected"])
+        for column in ("covariance", "entropy", "entropy_after", "reward", "group_accuracy"):
+            np.testing.assert_allclose(a[column], b[column], atol=1e-5)
+        assert whole.mean_covariance == pytest.approx(parts.mean_covariance, abs=1e-6)
+        assert whole.mean_entropy_after == pytest.approx(parts.mean_entropy_after, abs=1e-6)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):

@@ -41,9 +41,9 @@ class Recorder(CovGRPOTrainer):
         self.record["rollouts"].append([self.state.global_step, completions])
         return output
 
-    def _score_micro_batch(self, model, inputs):
+    def _score_micro_batch(self, *args, **kwargs):
         self.record["scoring_passes"].append(self.state.global_step)
-        return super()._score_micro_batch(model, inputs)
+        return super()._score_micro_batch(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from entropy_trl.config import CovGRPOConfig
     from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
     from entropy_trl.covariance import covariance_metrics, token_covariance
+    from entropy_trl.recorder import CovarianceRecorder
     from entropy_trl.reduction import clipped_tokens, token_weights
     from entropy_trl.selection import draw_mask, top_k_mask
     from entropy_trl.trainer import CovGRPOTrainer
@@ -21,6 +22,7 @@ __all__ = [
     "ClipCov",
     "CovGRPOConfig",
     "CovGRPOTrainer",
+    "CovarianceRecorder",
     "EntropyControl",
     "KLCov",
     "Selection",
@@ -44,6 +46,7 @@ _MODULES = {
         "config": ("CovGRPOConfig",),
         "controls": ("CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control"),
         "covariance": ("covariance_metrics", "token_covariance"),
+        "recorder": ("CovarianceRecorder",),
         "reduction": ("clipped_tokens", "token_weights"),
         "selection": ("draw_mask", "top_k_mask"),
         "trainer": ("CovGRPOTrainer",),

@@ -49,6 +49,9 @@ class CovGRPOConfig(GRPOConfig):
         dynamic_sampling_incomplete (`str`, *optional*, defaults to `"error"`):
             What to do when the rounds are over and the rollout is not full: `"error"`, as the authors do, or `"train"`
             on it, filled up with prompts without a signal.
+        token_records (`dict` or `str`, *optional*):
+            Arguments of a [`CovarianceRecorder`], which then records the tokens of chosen steps for
+            `entropy-trl covariance`, for example `{"every": 50, "entropy_change": true}`.
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -58,7 +61,7 @@ class CovGRPOConfig(GRPOConfig):
         ValueError: if the control, its parameters or their combination with TRL's cannot mean what they say.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "entropy_control_kwargs"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "entropy_control_kwargs", "token_records"]
 
     entropy_control: str | None = field(
         default="clip_cov",
@@ -104,6 +107,10 @@ class CovGRPOConfig(GRPOConfig):
             "`train` on it, filled up with prompts without a signal.",
             "choices": list(INCOMPLETE),
         },
+    )
+    token_records: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Record the tokens of chosen steps: arguments of CovarianceRecorder, e.g. `{"every": 50}`.'},
     )
     epsilon: float | None = field(
         default=None,

@@ -34,9 +34,11 @@ from entropy_trl.checkpoint import (
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
+from entropy_trl.diversity import completion_digests, diversity_metrics
 from entropy_trl.estimators import estimate_advantages
 from entropy_trl.metrics import StepMetrics
 from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
+from entropy_trl.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
 from entropy_trl.sampling import Group, PromptStream, fill_rollout, has_signal
 from entropy_trl.types import TokenBatch, TokenEdit
@@ -98,6 +100,7 @@ class CovGRPOTrainer(GRPOTrainer):
                 stacklevel=2,
             )
         self._loss_call: _LossCall | None = None
+        self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that a recorder wants to see
         self._step_window: _StepWindow | None = None
         self._pool_ranks: Ranks = ONE_PROCESS
         self._prompt_stream: PromptStream | None = None
@@ -106,7 +109,12 @@ class CovGRPOTrainer(GRPOTrainer):
         # Of the rollout that is being made: TRL's rows of this process, and the rewards of all processes.
         self._rows: list[dict[str, Any]] = []
         self._rewards: Tensor | None = None
+        recorder = None
+        if isinstance(args, CovGRPOConfig) and args.token_records is not None:
+            recorder = CovarianceRecorder.of(args.token_records)
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
+        if recorder is not None:
+            self.add_callback(recorder)
         if isinstance(args, CovGRPOConfig):
             self.epsilon_low, self.epsilon_high = args.ratio_clip()
             if args.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
@@ -230,9 +238,11 @@ class CovGRPOTrainer(GRPOTrainer):
             self._rows = []
         rows, device = len(output["completion_ids"]), output["completion_ids"].device
         first = self.accelerator.process_index * rows
-        if self.entropy_control is not None:
+        if self.entropy_control is not None or self._recorder is not None:
             # Names the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
             output["row_ids"] = torch.arange(first, first + rows, device=device)
+        if self._in_training and self._rewards is not None:
+            self._look_at_groups(output, self._rewards.to(device), first)
         estimator = getattr(self.args, "advantage_estimator", "grpo")  # the arguments may be a plain GRPOConfig
         if estimator != "grpo" and self._in_training and self._rewards is not None:
             advantages = estimate_advantages(estimator, self._weighted(self._rewards), self.num_generations)
@@ -241,6 +251,24 @@ class CovGRPOTrainer(GRPOTrainer):
                 self._logs["advantages"].pop()
             self._logs["advantages"].extend(advantages.tolist())
         return output
+
+    def _look_at_groups(self, output: dict[str, Any], rewards: Tensor, first: int) -> None:
+        """Log the groups' diversity, and attach what a recorder wants to know of each completion's group."""
+        if isinstance(self.args, CovGRPOConfig):
+            digests = self.accelerator.gather(completion_digests(output["completion_ids"], output["completion_mask"]))
+            # The first reward function is the verifier; of one that has not scored a completion nothing is known.
+            for name, value in diversity_metrics(digests, rewards[:, 0] > 0.5, self.num_generations).items():
+                self._metrics["train"][f"diversity/{name}"].append(value)
+        if self._recorder is not None:
+            rows = slice(first, first + len(output["completion_ids"]))
+            total = self._weighted(rewards)
+            by_group = total.view(-1, self.num_generations).nanmean(dim=1).repeat_interleave(self.num_generations)
+            output |= {"rewards": total[rows], "group_accuracy": by_group[rows]}
+
+    @property
+    def _recorder(self) -> CovarianceRecorder | None:
+        callbacks = self.callback_handler.callbacks
+        return next((callback for callback in callbacks if isinstance(callback, CovarianceRecorder)), None)
 
     # TRL computes rewards after it has generated, in one method: to choose what it goes on with is to do so in between.
     def _generate(self, prompts):
@@ -269,8 +297,27 @@ class CovGRPOTrainer(GRPOTrainer):
         return PromptStream(self.train_dataset, self.shuffle_dataset, self.args.seed)
 
     def _compute_loss(self, model, inputs):
-        if self.entropy_control is None or not self._in_training:
+        if not self._in_training:
             return super()._compute_loss(model, inputs)
+        recorder = self._recorder
+        if recorder is None or not recorder.wants(self.state.global_step + 1):
+            return self._control_loss(model, inputs)[0]
+
+        forwards = self._forwards = []
+        try:
+            loss, selected = self._control_loss(model, inputs)
+        finally:
+            self._forwards = None
+        ((logps, entropies),) = forwards
+        batch = self._token_batch(inputs, logps)
+        micro_batch = ObservedMicroBatch(inputs, batch.mask, batch.logps, batch.old_logps, entropies, selected)
+        recorder.observe(micro_batch, self._step_facts(model))
+        return loss
+
+    def _control_loss(self, model, inputs):
+        """TRL's loss with the control in it, and the tokens that the control restrained, (B, T), if it is on."""
+        if self.entropy_control is None:
+            return super()._compute_loss(model, inputs), None
 
         if self._step_window is None:
             self._step_window = _StepWindow(self, self.entropy_control, model)
@@ -291,13 +338,31 @@ class CovGRPOTrainer(GRPOTrainer):
             for name, value in window.metrics.means(self.accelerator).items():
                 self._metrics["train"][f"entropy_control/{name}"].append(value)
             self._step_window = None
-        return loss
+        return loss, call.selected
+
+    def _step_facts(self, model) -> StepFacts:
+        """What a recorder wants to know of the step at hand."""
+
+        def entropies(inputs: dict[str, Any]) -> Tensor:
+            with self.compute_loss_context_manager():
+                return self._score_micro_batch(model, inputs, compute_entropy=True)[1]
+
+        return StepFacts(
+            learning_rate=self._get_learning_rate(),
+            control=getattr(self.args, "entropy_control", None),
+            loss_type=self.loss_type,
+            num_generations=self.num_generations,
+            ranks=AllProcesses() if self.accelerator.num_processes > 1 else ONE_PROCESS,
+            entropies=entropies,
+        )
 
     # TRL's one forward pass. TRL reads the advantages after it, so this is where the control acts.
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._loss_call is not None:
             logps, entropies = self._loss_call.after_forward(logps, entropies)
+        if self._forwards is not None:
+            self._forwards.append((logps.detach(), entropies.detach()))
         return logps, entropies, aux_loss
 
     # Two masks that TRL multiplies the policy loss by: the penalty gets them as well.
@@ -313,22 +378,23 @@ class CovGRPOTrainer(GRPOTrainer):
             self._loss_call.loss_masks.append(mask)
         return mask
 
-    def _score_micro_batch(self, model, inputs: dict[str, Any]) -> Tensor:
-        """Log-probabilities of a micro-batch's completion tokens under the current policy.
+    def _score_micro_batch(self, model, inputs: dict[str, Any], compute_entropy: bool = False) -> tuple[Tensor, Any]:
+        """Log-probabilities (and entropies) of a micro-batch's completion tokens under the current policy.
 
         A forward pass without gradient, (B, T), nats. Only a step of several micro-batches needs it, and only if TRL
         does not have the rollout's log-probabilities (strictly on-policy) or they are not wanted
         (`entropy_control_scores="current"`): of one micro-batch the loss's own forward pass tells.
         """
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            logps, _, _ = super()._get_per_token_logps_and_entropies(
+            logps, entropies, _ = super()._get_per_token_logps_and_entropies(
                 model,
                 torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
                 torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
                 inputs["completion_ids"].size(1),
+                compute_entropy=compute_entropy,
                 **{name: inputs[name] for name in _FORWARD_INPUTS & inputs.keys()},
             )
-        return logps
+        return logps, entropies
 
     def _token_batch(self, inputs: dict[str, Any], logps: Tensor) -> TokenBatch:
         """The tokens of a micro-batch (or of several, concatenated) as a control sees them.
@@ -510,12 +576,15 @@ class _GenerationRounds:
         sizes = [len(rewards) for rewards in self.rewards]
         clipped = metrics["completions/clipped_ratio"][logged.get("completions/clipped_ratio", 0) :]
         terminated = [round(n * (1 - share)) for n, share in zip(sizes, clipped, strict=True)]
+        calls = metrics.get("tools/call_frequency", [])[logged.get("tools/call_frequency", 0) :]
+        calls = [round(n * each) for n, each in zip(sizes, calls, strict=False)]  # none without tools
         for name, values in metrics.items():
             rounds = values[logged.get(name, 0) :]
             if len(rounds) != len(sizes):
                 continue  # not logged by the rounds
-            # Of terminated completions TRL logs 0 in a round that has none.
-            weights = terminated if "terminated" in name and any(terminated) else sizes
+            # Of terminated completions, and of failures by tool call, TRL logs 0 in a round that has none.
+            weights = terminated if "terminated" in name else calls if name == "tools/failure_frequency" else sizes
+            weights = weights if any(weights) else sizes
             counted = [(value, n) for value, n in zip(rounds, weights, strict=True) if n]
             if "/min" in name or "/max" in name:
                 value = (min if "/min" in name else max)(value for value, _ in counted)
@@ -555,7 +624,7 @@ class _StepWindow:
         if trainer.args.entropy_control_scores == "rollout" and "old_per_token_logps" in pool:
             scores = pool["old_per_token_logps"]
         else:
-            scores = torch.cat([trainer._score_micro_batch(model, inputs) for inputs in self.micro_batches])
+            scores = torch.cat([trainer._score_micro_batch(model, inputs)[0] for inputs in self.micro_batches])
         batch = trainer._token_batch(pool, scores)
         trainer._check_finite(batch)
         self.selected = self._select(batch)
@@ -600,6 +669,7 @@ class _LossCall:
         self.loss_masks: list[Tensor] = []
         self.batch: TokenBatch | None = None
         self.edit: TokenEdit | None = None
+        self.selected: Tensor | None = None
 
     def after_forward(self, logps: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
         """Let the control act. Returns the log-probs and entropies that TRL continues with, and releases advantages."""
@@ -611,8 +681,8 @@ class _LossCall:
         self.batch = self.trainer._token_batch(self.original, logps)
         self.trainer._check_finite(self.batch)
         with torch.no_grad():
-            selected = self.window.selected_in(self.original, self.batch)
-        self.edit = self.window.control.edit(self.batch, selected)
+            self.selected = self.window.selected_in(self.original, self.batch)
+        self.edit = self.window.control.edit(self.batch, self.selected)
         self.window.metrics.add(self.edit.metrics)
 
         edited = self.edit.advantages

@@ -1,0 +1,204 @@
+"""Token records: one row a token of chosen optimizer steps, as Parquet files in `RUN/token_records/`.
+
+`step-00000012.parquet` holds what the first process recorded of step 12, `step-00000012-rank1.parquet` beside it what
+the second did. [`read_records`] reads what describes the steps; their columns are read when an analysis asks for them,
+so that no more than the needed columns of one step are in memory.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+#: The folder of a run that holds its records.
+FOLDER = "token_records"
+
+#: One row a token. Log-probabilities and entropies are in nats; the covariance is in nats times advantage.
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.int32()),  # completion, unique in the step
+        ("group", pa.int32()),  # prompt, unique in the step
+        ("position", pa.int32()),  # in the completion, from 0
+        ("token_id", pa.int32()),
+        ("token", pa.dictionary(pa.int32(), pa.string())),  # the token decoded alone
+        ("logp", pa.float32()),  # by the policy of the loss's forward pass
+        ("old_logp", pa.float32()),  # by the policy that the rollout was scored with
+        ("entropy", pa.float32()),  # of the next-token distribution before the update
+        ("entropy_after", pa.float32()),  # in the same state after the update; null where it was not measured
+        ("advantage", pa.float32()),
+        ("covariance", pa.float32()),  # Eq. 10 of arXiv 2505.22617 over all tokens of the optimizer step
+        ("selected", pa.bool_()),  # restrained by the control
+        ("reward", pa.float32()),  # of the completion
+        ("group_accuracy", pa.float32()),  # mean reward of the prompt's completions
+    ]
+)
+
+_METADATA_KEY = b"entropy_trl"
+
+
+@dataclass(frozen=True)
+class StepMetadata:
+    """What describes a recorded optimizer step.
+
+    Args:
+        step (`int`): the optimizer step.
+        learning_rate (`float`): the one of this step's update.
+        tokens (`int`): tokens that the loss counts in the whole step, on all processes.
+        tokens_recorded (`int`): how many of them have a row, on all processes; fewer than `tokens` where whole
+            completions were sampled.
+        mean_covariance (`float`): mean of Eq. 10 over the whole step.
+        mean_entropy (`float`): mean entropy over the whole step, nats.
+        mean_entropy_after (`float`, *optional*): the same states after the update; None where not measured.
+        num_generations (`int`): completions a prompt.
+        control (`str`, *optional*): name of the entropy control, None if off.
+        loss_type (`str`): TRL's name of the loss.
+        prompts (`dict`): the prompt's text by `group`.
+    """
+
+    step: int
+    learning_rate: float
+    tokens: int
+    tokens_recorded: int
+    mean_covariance: float
+    mean_entropy: float
+    mean_entropy_after: float | None
+    num_generations: int
+    control: str | None
+    loss_type: str
+    prompts: dict[int, str]
+
+
+@dataclass(frozen=True)
+class StepRecords(StepMetadata):
+    """The records of one optimizer step: its metadata, and the tokens of all processes when [`table`] is called.
+
+    Args:
+        files (`tuple` of `Path`): one a process.
+    """
+
+    files: tuple[Path, ...]
+
+    def table(self, *columns: str) -> pd.DataFrame:
+        """The tokens of the step, one row each, with the named columns (all if none are named)."""
+        tables = [pq.ParquetFile(file).read(columns=list(columns) or None) for file in self.files]
+        # Each process has its own dictionary of tokens.
+        frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+        return frame
+
+    @property
+    def sampled(self) -> bool:
+        """Whether only some of the step's completions were recorded."""
+        return self.tokens_recorded < self.tokens
+
+
+def write_records(path: str | Path, columns: Mapping[str, Any], metadata: StepMetadata | Mapping[str, Any]) -> None:
+    """Writes one file of records. It appears whole or not at all.
+
+    Args:
+        path (`str` or `Path`): the file; its folder is made if need be.
+        columns (mapping of name to array or list): all of [`SCHEMA`], of equal length. `entropy_after` may be missing
+            or None; NaN in it counts as not measured. `token` may be strings or a `pyarrow.DictionaryArray`.
+        metadata ([`StepMetadata`] or mapping): all of its fields.
+
+    Raises:
+        ValueError: A column or a field is missing or unknown, or the columns' lengths differ.
+    """
+    path = Path(path)
+    fixed = asdict(metadata) if isinstance(metadata, StepMetadata) else dict(metadata)
+    _check_names("metadata", fixed, {field.name for field in fields(StepMetadata)})
+    given = {"entropy_after": None, **columns}
+    _check_names("columns", given, set(SCHEMA.names))
+    rows = len(given["row_id"])
+    arrays = [_array(given[field.name], field, rows) for field in SCHEMA]
+    lengths = {name: len(array) for name, array in zip(SCHEMA.names, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The columns of {path.name} must be of equal length, got {lengths}.")
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata({_METADATA_KEY: json.dumps(fixed).encode()}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    pq.write_table(table, part, compression="zstd")
+    os.replace(part, path)
+
+
+def _check_names(what: str, given: Iterable[str], expected: set[str]) -> None:
+    missing, unknown = sorted(expected - set(given)), sorted(set(given) - expected)
+    if missing or unknown:
+        raise ValueError(f"Token records: {what} missing: {missing or 'none'}, unknown: {unknown or 'none'}.")
+
+
+def _array(values: Any, field: pa.Field, rows: int) -> pa.Array:
+    if field.name == "token":
+        if isinstance(values, pa.DictionaryArray):
+            return values.cast(field.type)
+        return pa.array(values, pa.string()).dictionary_encode()
+    if values is None:
+        return pa.nulls(rows, field.type)
+    return pa.array(np.asarray(values).astype(field.type.to_pandas_dtype()), from_pandas=field.name == "entropy_after")
+
+
+def read_records(source: str | Path | Sequence[str | Path], steps: Iterable[int] | None = None) -> list[StepRecords]:
+    """The recorded steps, in order. Reads the description of each; its tokens when they are asked for.
+
+    Args:
+        source (`str`, `Path` or sequence of them): a run's output folder, a folder of records, or files of records.
+        steps (iterable of `int`, *optional*): the steps to keep. Defaults to all.
+
+    Raises:
+        FileNotFoundError: There are no records.
+        ValueError: A file holds no token records, or a step was not recorded.
+    """
+    files = [file for path in ([source] if isinstance(source, str | Path) else source) for file in _files(Path(path))]
+    by_step: dict[int, list[tuple[Path, dict[str, Any], int]]] = {}
+    for file in files:
+        metadata, rows = _read_metadata(file)
+        by_step.setdefault(metadata["step"], []).append((file, metadata, rows))
+    wanted = sorted(by_step) if steps is None else sorted(set(steps))
+    unrecorded = [step for step in wanted if step not in by_step]
+    if unrecorded:
+        raise ValueError(
+            f"No records of step {', '.join(map(str, unrecorded))}: the recorded ones are "
+            f"{', '.join(map(str, sorted(by_step)))}."
+        )
+    return [_merge(by_step[step]) for step in wanted]
+
+
+def _files(path: Path) -> list[Path]:
+    path = path.expanduser()
+    if path.is_file():
+        return [path]
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    files = sorted(folder.glob("step-*.parquet"))
+    if not files:
+        raise FileNotFoundError(
+            f"{str(path)!r} has no token records ({FOLDER}/step-*.parquet): give the output folder of a run that "
+            "recorded some."
+        )
+    return files
+
+
+def _read_metadata(file: Path) -> tuple[dict[str, Any], int]:
+    try:
+        schema_and_size = pq.read_metadata(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{str(file)!r} is not a Parquet file of token records: {error}") from error
+    stored = (schema_and_size.metadata or {}).get(_METADATA_KEY)
+    if stored is None:
+        raise ValueError(f"{str(file)!r} is not a file of token records: its schema has no 'entropy_trl' metadata.")
+    return json.loads(stored), schema_and_size.num_rows
+
+
+def _merge(parts: list[tuple[Path, dict[str, Any], int]]) -> StepRecords:
+    """The records of one step from the files of its processes, the first process first."""
+    parts = sorted(parts, key=lambda part: (len(part[0].name), part[0].name))
+    prompts = {int(group): text for _, metadata, _ in parts for group, text in metadata["prompts"].items()}
+    recorded = sum(rows for _, _, rows in parts)
+    files = tuple(file for file, _, _ in parts)
+    return StepRecords(**parts[0][1] | {"prompts": prompts, "tokens_recorded": recorded}, files=files)

@@ -1,0 +1,45 @@
+"""How much the completions of a prompt differ: what entropy is meant to protect."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def completion_digests(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """A 64-bit digest of each completion's tokens, so that processes can count distinct ones without exchanging them.
+
+    Args:
+        completion_ids (`Tensor` of shape (B, T)): token ids, padded.
+        completion_mask (`Tensor` of shape (B, T)): 1 at the completion's tokens.
+
+    Returns:
+        `Tensor` of shape (B,), int64, on the device of `completion_ids`. Equal tokens have equal digests, and different
+        ones different digests up to chance (1e-12 for ten thousand completions).
+    """
+    rows = zip(completion_ids.cpu(), completion_mask.bool().cpu(), strict=True)
+    digests = [hashlib.blake2b(ids[mask].numpy().tobytes(), digest_size=8).digest() for ids, mask in rows]
+    return torch.tensor(
+        [int.from_bytes(digest, signed=True) for digest in digests], dtype=torch.int64, device=completion_ids.device
+    )
+
+
+def diversity_metrics(digests: Tensor, correct: Tensor, group_size: int) -> dict[str, float]:
+    """Distinct completions, distinct correct ones, and solved prompts, as means over the groups.
+
+    Args:
+        digests (`Tensor` of shape (N,), int64): one for each completion, the completions of a prompt side by side.
+        correct (`Tensor` of shape (N,), bool): whether the completion is right.
+        group_size (`int`): completions a prompt.
+
+    Returns:
+        `distinct_completions`: different completions of a prompt, from 1 to `group_size`. `distinct_correct`: different
+        correct ones, from 0. `solved`: share of the prompts with a correct one.
+    """
+    groups = list(zip(digests.view(-1, group_size).tolist(), correct.view(-1, group_size).tolist(), strict=True))
+    right = [{digest for digest, is_right in zip(*group, strict=True) if is_right} for group in groups]
+    return {
+        "distinct_completions": sum(len(set(of_prompt)) for of_prompt, _ in groups) / len(groups),
+        "distinct_correct": sum(map(len, right)) / len(groups),
+        "solved": sum(map(bool, right)) / len(groups),
+    }
