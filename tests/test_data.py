@@ -9,10 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets.distributed import split_dataset_by_node
+from trl.trainer.utils import repeat_iterable_dataset
 
 from entropy_trl.cli import train_main
-from entropy_trl.data import RowOptions, load_rows, prepare_rows
+from entropy_trl.data import RowOptions, _Digests, load_rows, prepare_rows
 from entropy_trl.script_args import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
 from entropy_trl.templates import TEMPLATES
@@ -213,6 +218,7 @@ BAD = [
     ({"answer": "see above ####"}, "have no answer"),
     ({"answer": "}{ \\frac"}, "math-verify cannot read"),
     ({"answer": "?"}, "math-verify cannot read"),
+    ({"answer": "x + " * 250 + "x"}, "math-verify cannot read"),  # longer than what the reward compares
 ]
 
 
@@ -348,17 +354,159 @@ def test_rows_in_bounded_memory(tmp_path):
 
 def test_streaming(write, caplog):
     rows = [upstream("1 + 1?"), upstream("1 + 1?"), upstream("没有", "1"), upstream("3 + 3?", "")]
-    rows += [upstream("x" * 99, "1"), upstream("4 + 4?", "8")]
+    rows += [upstream("x" * 99, "1"), upstream("4 + 4?", "8"), upstream("5 + 5?", "10")]
     evaluation = write([{"problem": "4 + 4", "answer": "8"}], "eval.jsonl")
     options = {"language": "en", "exclude_overlap": [evaluation], "prompt_template": "qwen_boxed"}
-    options |= {"max_prompt_length": 150, "tokenizer": byte_tokenizer()}
-    loaded = load_rows(write(rows), streaming=True, **options)
+    options |= {"max_prompt_length": 150, "tokenizer": byte_tokenizer(), "max_bad_rows": 0.5}
+    source = write(rows)
+    loaded = load_rows(source, streaming=True, **options)
     for _ in range(2):  # as often as it is read
         kept = [(row["solution"], row["answer_format"], row["ability"]) for row in loaded]
-        assert kept == [("2", "boxed", "MATH")] * 2
-    assert "is streamed" in caplog.text
-    for row, reason in enumerate(["are in another language", "have no answer", "have a prompt longer", "overlap"], 2):
-        assert f"row {row} is dropped: rows that {reason}" in caplog.text
+        assert kept == [("2", "boxed", "MATH"), ("10", "boxed", "MATH")]
+    *told, summary = [record.getMessage() for record in caplog.records]
+    reasons = ["are in another language", "have no answer", "have a prompt longer than max_prompt_length", "overlap"]
+    assert len(told) == 4
+    for line, row, reason in zip(told, range(2, 6), reasons, strict=True):
+        assert f"row {row} is dropped: rows that {reason}" in line
+    assert summary.splitlines() == [
+        f"Data set '{source}': kept 2 of 7 rows. Of the others",
+        "  1 repeat an earlier row's prompt and answer",
+        "  1 have no answer (row 3)",
+        "  1 have a prompt longer than max_prompt_length (row 4)",
+        "  1 are in another language (row 2)",
+        "  1 overlap an evaluation problem (row 5)",
+        f"    {evaluation}: 1 of 1 problems, by 1 rows",
+    ]
+
+
+def test_a_streams_repeats_and_conflicts(write, caplog, tmp_path):
+    rows = [
+        upstream("1 + 1?"),
+        upstream("2 + 2?", "4"),
+        upstream("1 + 1?"),
+        upstream("1  + 1?\n") | {"ability": "OTHER"},  # only white space and other columns differ
+        upstream("3 + 3?", ""),
+        upstream("3 + 3?", "6"),
+        upstream("3 + 3?", "33"),
+        upstream("3 + 3?", "33"),
+        upstream("3 + 3?", "6"),
+    ]
+    report = tmp_path / "dropped.jsonl"
+    loaded = load_rows(write(rows), streaming=True, max_bad_rows=0.2, dropped_rows_file=str(report))
+    for _ in range(2):
+        assert [row["solution"] for row in loaded] == ["2", "4", "6"]
+    assert "kept 3 of 9 rows" in caplog.text
+    assert "4 repeat an earlier row's prompt and answer (row 3)" in caplog.text
+    conflict = "have a prompt that has another answer in an earlier row, which is taken"
+    assert f"1 {conflict} (row 6)" in caplog.text
+    assert caplog.text.count(conflict) == 2  # once where it is found, and once in the sum
+    reasons = {line["row"]: line["reason"] for line in read_json_lines(report)}
+    assert reasons == {3: "repeat an earlier row's prompt and answer", 4: "have no answer", 6: conflict}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files with 40 problems, each of them in every file."""
+    for i in range(3):
+        rows = [{"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(40)]
+        datasets.Dataset.from_list(rows[i:] + rows[:i]).to_json(tmp_path / f"{i}.jsonl")
+    return str(tmp_path)
+
+
+def solutions(rows):
+    return [int(row["solution"]) for row in rows]
+
+
+def test_a_stream_shuffled_epoch_by_epoch(folder):
+    loaded = load_rows(folder, streaming=True).shuffle(seed=3, buffer_size=16)
+    orders = []
+    for epoch in range(3):
+        loaded.set_epoch(epoch)
+        orders.append(solutions(loaded))
+        assert solutions(loaded) == orders[-1]
+        assert sorted(orders[-1]) == list(range(1, 41))
+    assert orders[0] != orders[1] != orders[2]
+    two = zip(loaded, loaded, strict=True)  # two passes at a time
+    assert all(a["solution"] == b["solution"] for a, b in two)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 17, 40])
+def test_a_stream_resumes(folder, taken):
+    whole = solutions(load_rows(folder, streaming=True))
+    loaded = load_rows(folder, streaming=True)
+    rows = iter(loaded)
+    before = [int(next(rows)["solution"]) for _ in range(taken)]
+    state = loaded.state_dict()
+    resumed = load_rows(folder, streaming=True)
+    resumed.load_state_dict(state)
+    assert before + solutions(resumed) == whole
+
+
+def test_a_stream_of_several_files_is_read_by_several_processes(folder):
+    """The processes' parts together are the stream: the same repeats are left out on all of them."""
+    loaded = load_rows(folder, streaming=True)
+    whole = solutions(loaded)
+    assert sorted(whole) == list(range(1, 41))
+    nodes = [solutions(split_dataset_by_node(loaded, rank, 3)) for rank in range(3)]
+    assert [nodes[i % 3][i // 3] for i in range(40)] == whole
+    workers = torch.utils.data.DataLoader(loaded, batch_size=None, num_workers=2)
+    assert solutions(workers) == whole
+    # As TRL and accelerate split it: a process's completions of one prompt follow each other.
+    repeated = repeat_iterable_dataset(loaded, mini_repeat_count=4, batch_size=4, repeat_count=2)
+    loader = torch.utils.data.DataLoader(repeated, batch_size=8, collate_fn=list)
+    options = {"num_processes": 2, "put_on_device": False, "dispatch_batches": False}
+    parts = [prepare_data_loader(loader, process_index=rank, **options) for rank in range(2)]
+    for i, (first, second) in enumerate(zip(*parts, strict=True)):
+        prompts = whole[4 * (i // 2) : 4 * (i // 2) + 4]
+        assert solutions(first) + solutions(second) == [prompt for prompt in prompts for _ in range(4)]
+    assert i == 19
+
+
+def generated(number, bad=lambda n: False):
+    rows = lambda: ({"problem": f"{n} + 1?", "answer": "" if bad(n) else str(n + 1)} for n in range(number))  # noqa: E731
+    return datasets.IterableDataset.from_generator(rows)
+
+
+def test_a_streams_bad_rows():
+    with pytest.raises(ValueError, match=r"11 of 1000 different rows .* max_bad_rows \(0.01 .*answer \(rows 0, 1, 2, "):
+        prepare_rows(generated(5000, lambda n: n < 11), name="at the start")
+    with pytest.raises(ValueError, match=r"1 of 20 different rows cannot .* 1 have no answer \(row 7\)"):
+        prepare_rows(generated(20, lambda n: n == 7), name="short")
+    loaded = prepare_rows(generated(5000, lambda n: n >= 1500), name="later")
+    rows = iter(loaded)
+    assert [int(next(rows)["solution"]) for _ in range(1500)] == list(range(1, 1501))
+    with pytest.raises(ValueError, match=r"16 of 1516 different rows cannot .* 16 have no answer \(rows 1500, 1501, "):
+        next(rows)
+    assert len(list(prepare_rows(generated(5000, lambda n: n % 100 == 99), name="few"))) == 4950
+    # Rows that repeat do not make bad ones fewer.
+    with pytest.raises(ValueError, match=r"1 of 20 different rows cannot"):
+        prepare_rows(generated(20, lambda n: n == 7).repeat(10), name="repeated")
+
+
+def test_a_stream_of_nothing(write):
+    with pytest.raises(ValueError, match="'none' has no rows"):
+        prepare_rows(generated(0), name="none")
+    with pytest.raises(ValueError, match=r"(?s)No row is left\. .* 5 are in another language \(rows 0, 1, 2, 3, 4\)"):
+        prepare_rows(generated(5), name="english", language="zh")
+    with pytest.raises(ValueError, match=r"No row is left"):  # beyond what is read before training
+        list(prepare_rows(generated(1001), name="english", language="zh"))
+
+
+def test_streamed_rows_without_some_of_the_columns():
+    rows = [{"prompt": "1?", "answer": "1"}, {"prompt": "2?", "answer_format": "boxed"}, {"answer": "3"}]
+    rows.append({"prompt": "4?", "answer": "4", "more": 1})
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    assert solutions(prepare_rows(stream, name="gaps", max_bad_rows=0.5)) == [1, 4]
+
+
+def test_digests_are_a_map_in_few_bytes():
+    generator, digests, expected = np.random.default_rng(0), _Digests(), {}
+    keys = generator.integers(2**64, size=20_000, dtype=np.uint64).tolist()
+    for value, key in enumerate([0, 1024, 2048, *keys, *keys[:50]]):
+        assert digests.put(key, value) == expected.get(key)
+        expected.setdefault(key, value)
+    taken = sum(part.itemsize * len(part) for part in (digests._keys, digests._values))
+    assert taken <= 48 * len(expected)
 
 
 def test_streamed_rows_that_do_not_know_their_columns():
@@ -386,6 +534,23 @@ def test_broken_file(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"problem": "?"\n{{')
     with pytest.raises(ValueError, match=r"rows.jsonl' cannot be read as .jsonl"):
         load_rows(str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", ""), ("b.json", "[]"), ("c.csv", ""), ("d.csv", "problem,answer\n")]
+)
+def test_file_without_rows(tmp_path, name, text, streaming):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}' (is empty|has no rows|cannot be read)"):
+        load_rows(str(tmp_path / name), streaming=streaming)
+
+
+def test_missing_numbers(write):
+    """pandas has NaN for a number that is not there."""
+    rows = write([{"problem": "1?", "answer": 1.0}, {"problem": "2?", "answer": float("nan")}], "rows.parquet")
+    with pytest.raises(ValueError, match=r"1 have no answer \(row 1\)"):
+        load_rows(rows)
 
 
 def test_missing_column_names_those_present(write):
@@ -419,6 +584,25 @@ def test_options_on_the_command_line(tmp_path, write, caplog):
         10: "overlap an evaluation problem",
         11: "have a prompt longer than max_prompt_length",
     }
+
+
+@pytest.mark.parametrize("dynamic", ["false", "true"])
+def test_training_on_a_stream(tmp_path, write, caplog, monkeypatch, dynamic):
+    rows = read_json_lines(SAMPLE)[:6]
+    seen = []
+
+    def reward(completions, prompts, **kwargs):
+        seen.append([prompt[0]["content"] for prompt in prompts])
+        return [float(i % 2) for i, _ in enumerate(completions)]
+
+    monkeypatch.setattr("entropy_trl.rewards.math_reward", reward)
+    arguments = ["--dataset_name", write(rows * 3), "--dataset_streaming", "true", "--dynamic_sampling", dynamic]
+    arguments += ["--max_steps", "8", "--output_dir", str(tmp_path / "out"), "--disable_tqdm", "true"]
+    arguments += ["--per_device_train_batch_size", "4", "--num_generations", "4", "--steps_per_generation", "2"]
+    assert train_main(["--config", str(SMOKE), "--gradient_accumulation_steps", "1", *arguments]) == 0
+    assert caplog.text.count("kept 6 of 18 rows") == 1
+    assert [len(batch) for batch in seen] == [8] * 4  # of which three are an epoch
+    assert len({prompt for batch in seen[:3] for prompt in batch}) == 6
 
 
 @pytest.mark.parametrize(
@@ -465,6 +649,25 @@ def test_whole_dapo_math(caplog, shared_data):
     assert "kept 17176 of 17917 rows" in caplog.text
     assert "717 repeat an earlier row's prompt and answer" in caplog.text
     assert "24 have a prompt that has another answer in another row" in caplog.text
+
+
+@full_data
+def test_whole_dapo_math_streamed(caplog, shared_data):
+    """As the hub has it, with repeats of every row: one row a prompt, of two answers the first."""
+    path = shared_data / "dapo_math_17k" / "train.jsonl"
+    rows = datasets.load_dataset("json", data_files={"train": str(path)}, streaming=True)["train"].repeat(3)
+    rows = list(prepare_rows(rows, name="streamed"))
+    assert len(rows) == 17_188
+    first = {}
+    for row in read_json_lines(path):
+        first.setdefault(" ".join(row["prompt"][0]["content"].split()), row["reward_model"]["ground_truth"])
+    assert [row["solution"] for row in rows] == list(first.values())
+    table = load_rows(str(path))
+    shared = {row["prompt"][0]["content"] for row in rows} & {prompt[0]["content"] for prompt in table["prompt"]}
+    assert len(shared) == len(table) == 17_176
+    assert f"kept 17188 of {3 * 17917} rows" in caplog.text
+    assert f"{3 * 17917 - 17188 - 12} repeat an earlier row's prompt and answer" in caplog.text
+    assert "12 have a prompt that has another answer in an earlier row, which is taken (rows 179, " in caplog.text
 
 
 @full_data

@@ -188,6 +188,11 @@ EQUAL = {
     "110_2": "110_{2}|110",
     "$18 \\sqrt{6}$": r"18\sqrt6",
     r"so it is \boxed{7}.": "7",
+    "1500000": r"1.5 million|\$1.5 \text{ million}|1.5\text{ Million dollars}|1500 thousand|15 hundred thousand",
+    r"\$3 \text{ million}": "3 million|3,000,000",
+    r"\emptyset": r"\varnothing|∅|\{\}",
+    r"\{1,2\}": r"2,1|\{2, 1\}",
+    r"\{(1,2),(3,4)\}": "(1,2),(3,4)",
 }
 
 
@@ -220,7 +225,10 @@ DIFFERENT = {
     r"\frac{1}{3}": "0.33|0.3333|33\\%",
     r"\frac{3}{2}": r"3\frac{1}{2}|1 3/6 6",
     "12": "11 6/6",
-    "(1,2)": r"(2,1)|[1,2]|(1,2]|2,1|(1,2,3)",
+    "1500": "15 hundred thousand|15 thousand hundred",
+    "3": "3 million|3 thousand|3 dozen|3 halves|3 squared|3 factorial|3 Million|3 hundredths",
+    "(1,2)": r"(2,1)|[1,2]|(1,2]|2,1|(1,2,3)|\{1,2\}",
+    r"\{1,2\}": "(1,2)|(2,1)|[2,1]",
     "(1,2),(3,4)": "(1,2)|(2,1),(3,4)|(1,2),(4,3)",
     "[1,2)": "(1,2)|[1,2]",
     "x=5": "y=5|x=6|6",
@@ -264,6 +272,9 @@ def test_what_is_not_it(solution):
         ("Answer: thirty-four", "34", 0.0),
         ("Answer: \x00\ufffd", "34", 0.0),
         ("Answer: 34", "", 0.0),
+        # A row without an answer.
+        ("Answer: None", None, 0.0),
+        ("Answer: nan", float("nan"), 0.0),
     ],
 )
 def test_reward(text, solution, reward):
@@ -277,8 +288,9 @@ def test_conversations_other_columns_and_numbers():
         [{"role": "assistant", "content": "Answer: 3"}, {"role": "assistant", "content": "Answer: 4"}],
         [{"role": "assistant", "content": [{"type": "text", "text": "Answer: 3"}]}],
         [{"role": "assistant", "content": None}],
+        [{"role": "assistant", "content": [{"type": "text", "text": None}]}],
     ]
-    assert math_reward(completions, solution=[3, 3, 3, 3], prompts=["?"] * 4, ability=["MATH"] * 4) == [1, 0, 1, 0]
+    assert math_reward(completions, solution=[3] * 5, prompts=["?"] * 5, ability=["MATH"] * 5) == [1, 0, 1, 0, 0]
 
 
 def test_length_mismatch_is_an_error():

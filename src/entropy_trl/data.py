@@ -19,9 +19,12 @@ import json
 import logging
 import re
 import threading
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,7 +51,8 @@ _SOLUTION_COLUMNS = ("answer", "solution")
 # Two prompts, or two texts, are the same when these 64 bits are: a chance of 1e-7 for any pair among 2 million.
 _HASH = datasets.Value("uint64")
 # `datasets` finds the cached result of a function by the function's name: a change of the code has to be in it too.
-_CODE = Hasher.hash([Path(str(module)).read_bytes() for module in (__file__, templates.__file__)])
+_CODE_FILES = (Path(__file__), Path(templates.__file__), Path(__file__).parent / "rewards" / "answers.py")
+_CODE = Hasher.hash([*(file.read_bytes() for file in _CODE_FILES), version("math-verify")])
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -56,6 +60,8 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _WORD = re.compile(rf"[a-z0-9]+|{_HAN.pattern}")
 _NGRAM = 13
 _NAMED_ROWS = 5
+# A stream is judged by so many different rows, or by all it has: those at its start before anything is trained.
+_FIRST_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +122,8 @@ def load_rows(
         source: A file (`.jsonl`, `.json`, `.parquet`, `.csv`), a folder of such files, or the name of a hub data set.
         split: The split to load. A single file is the split `train`.
         config: The configuration of a hub data set that has several.
-        streaming: Read the rows as they are used. Repeats and conflicting answers then stay, and no limit on the number
-            of bad rows holds.
+        streaming: Read the rows as they are used. Of conflicting answers the first is then taken, and what comes late
+            in the stream is counted, and may be an error, when it comes.
         **options: The fields of `RowOptions`.
 
     Returns:
@@ -147,10 +153,13 @@ def load_splits(source: str, config: str | None, streaming: bool) -> Mapping[str
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise ValueError(f"Data file {source!r} has the format {path.suffix!r}: use one of {', '.join(_BUILDERS)}.")
+        if not path.stat().st_size:
+            raise ValueError(f"Data file {source!r} is empty.")
         try:
             return datasets.load_dataset(_BUILDERS[path.suffix], data_files={"train": str(path)}, streaming=streaming)
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(f"Data file {source!r} cannot be read as {path.suffix}: {error.__cause__}") from error
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"Data file {source!r} cannot be read as {path.suffix}: {cause}") from error
     if path.is_dir():
         return datasets.load_dataset(str(path), name=config, streaming=streaming)
     if path.suffix in _BUILDERS or path.is_absolute() or source.startswith((".", "~")):
@@ -162,7 +171,9 @@ def _prepare(
     rows: datasets.Dataset | datasets.IterableDataset, name: str, options: RowOptions
 ) -> datasets.Dataset | datasets.IterableDataset:
     if isinstance(rows, datasets.IterableDataset) and rows.column_names is None:
-        columns = list(next(iter(rows)))
+        columns = list(next(iter(rows), {}))
+        if not columns:
+            raise ValueError(f"Data set {name!r} has no rows.")
     else:
         columns = list(rows.column_names)
     reading = _Reading.of(columns, name, options)
@@ -243,7 +254,7 @@ class _Reading:
         known = recognise(prompt)
         is_problem = isinstance(prompt, str) and self.bare
         if self.template is None and not is_problem:
-            answer_format = row["answer_format"] if self.has_format else None
+            answer_format = row.get("answer_format") if self.has_format else None
             if answer_format is None:
                 answer_format = "any" if known is None else known[0].answer_format
             elif answer_format not in ANSWER_FORMATS:
@@ -278,6 +289,7 @@ _OTHER_LANGUAGE = "are in another language"
 _OVERLAP = "overlap an evaluation problem"
 _REPEAT = "repeat an earlier row's prompt and answer"
 _CONFLICT = "have a prompt that has another answer in another row"
+_LATER_CONFLICT = "have a prompt that has another answer in an earlier row, which is taken"
 
 
 def _get(row: Mapping[str, Any], column: str) -> Any:
@@ -305,8 +317,8 @@ def final_result(answer: Any) -> str:
     r"""The result in an answer: all of it, or what GSM8K has after `####`, or MATH in the last `\boxed{}`."""
     if isinstance(answer, Sequence) and not isinstance(answer, str) and len(answer) == 1:
         answer = answer[0]
-    if answer is None or (isinstance(answer, (Sequence, Mapping)) and not isinstance(answer, str)):
-        return ""
+    if answer is None or answer != answer or (isinstance(answer, (Sequence, Mapping)) and not isinstance(answer, str)):
+        return ""  # NaN is what pandas has for a missing number
     text = str(answer).rsplit("####", maxsplit=1)[-1].strip()
     if "\\boxed" in text:
         from entropy_trl.rewards import final_answer
@@ -321,6 +333,11 @@ def _is_maths(answer: str) -> bool:
         return True
     from math_verify import parse
 
+    from entropy_trl.rewards.equality import LONGEST
+
+    if len(answer) > LONGEST:  # `math_reward` compares no such text
+        return False
+
     # math-verify's time limit works by signals, which only the main thread gets.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     return not all(isinstance(parsed, str) for parsed in parse(rf"\boxed{{{answer}}}", parsing_timeout=limit))
@@ -331,8 +348,12 @@ def _normal(text: str) -> str:
     return " ".join(text.split())
 
 
+def _digest(text: str) -> int:
+    return xxh3_64_intdigest(text.encode(errors="surrogatepass"))
+
+
 def _hashed(texts: Iterable[str]) -> np.ndarray[Any, Any]:
-    return np.array([xxh3_64_intdigest(text.encode(errors="surrogatepass")) for text in texts], dtype=np.uint64)
+    return np.array([_digest(text) for text in texts], dtype=np.uint64)
 
 
 # Tables: what is left out is decided on a few narrow columns, and only what stays is converted
@@ -394,6 +415,7 @@ def _prepare_table(
     if options.dropped_rows_file is not None:
         dropped.write(options.dropped_rows_file, {int(sources[i]): benchmarks.names(hit) for i, hit in hits.items()})
     dropped.check(options.max_bad_rows)
+    dropped.check_rest()
     if dropped.total:
         logger.warning("%s", dropped)
     rows = rows.remove_columns(["_problem", "_dropped"])
@@ -483,7 +505,7 @@ def _length(prompt: Any, tokenizer: Any, kwargs: Mapping[str, Any]) -> int:
     return len(ids["input_ids"])
 
 
-# Streams: the same reading and checks of each row, and no others
+# Streams: the same in one pass, for which some of the digests of what has been read is kept
 
 
 def _prepare_stream(
@@ -494,27 +516,130 @@ def _prepare_stream(
     benchmarks: "_Benchmarks",
     options: RowOptions,
 ) -> datasets.IterableDataset:
-    logger.warning("Data set %r is streamed: repeated prompts and conflicting answers stay.", name)
-    others = [column for column in columns if column not in reading.consumed]
-    said: Counter[str] = Counter()
+    stream = _Stream(rows, columns, name, reading, benchmarks, options)
+    for _ in stream(_FIRST_ROWS):  # a wrong column or template is told before training
+        pass
+    return datasets.IterableDataset.from_generator(stream)
 
-    def prepare(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        prepared = {column: batch[column] for column in others} | _read_batch(batch, reading, _CODE)
-        reasons, problems = prepared.pop("_dropped"), prepared.pop("_problem")
-        for i, (reason, problem) in enumerate(zip(reasons, problems, strict=True)):
-            if not reason and benchmarks.overlaps(problem):
-                reasons[i] = _OVERLAP
-            elif not reason and options.max_prompt_length is not None:
-                length = _length(prepared["prompt"][i], options.tokenizer, options.chat_template_kwargs)
-                reasons[i] = _TOO_LONG if length > options.max_prompt_length else ""
-            if reasons[i]:
-                said[reasons[i]] += 1
-                if said[reasons[i]] <= _NAMED_ROWS:
-                    logger.warning("Data set %r: row %d is dropped: rows that %s.", name, indices[i], reasons[i])
-        kept = [i for i, reason in enumerate(reasons) if not reason]
-        return {column: [values[i] for i in kept] for column, values in prepared.items()}
 
-    return rows.map(prepare, batched=True, with_indices=True, remove_columns=columns)
+class _Stream:
+    """Generates the rows of a stream that can be used. Each pass begins at the start, and knows of no other.
+
+    A generator is one shard, whatever its source has. So each process that takes a part of the stream reads all of it
+    and finds the same repeats, and a pass that is resumed skips the rows that have been used.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        columns: Sequence[str],
+        name: str,
+        reading: _Reading,
+        benchmarks: "_Benchmarks",
+        options: RowOptions,
+    ):
+        self._rows, self._name, self._reading, self._benchmarks = rows, name, reading, benchmarks
+        self._others = [column for column in columns if column not in reading.consumed]
+        self._options = options
+        self._told = -1  # the last row that is reported on, by whichever pass
+        self._summed_up = False
+        if options.dropped_rows_file is not None:
+            _write_lines(options.dropped_rows_file, [])
+
+    def __call__(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows to train on, out of all or the first `limit` that there are."""
+        dropped, digests, hits = _Dropped(self._name), _Digests(), []
+        for index, row in enumerate(islice(self._source(), limit)):
+            dropped.count += 1
+            text = repr([row.get(column) for column in self._reading.columns])
+            if digests.put(_digest(text), 0) is not None:
+                dropped.repeats += 1
+                continue
+            dropped.different += 1
+            read = self._reading.row(row)
+            reason, problem = read.pop("dropped"), read.pop("problem")
+            reason = reason or self._repeat(digests, problem, read.get("solution", ""))
+            hit = [] if reason else self._benchmarks.overlaps(problem)
+            reason = reason or (_OVERLAP if hit else "") or self._too_long(read["prompt"])
+            if reason == _OVERLAP:
+                hits.append(hit)
+            if reason:
+                self._drop(dropped, reason, index, hit)
+            if dropped.different >= _FIRST_ROWS:
+                dropped.check(self._options.max_bad_rows)
+            if not reason:
+                yield {column: row.get(column) for column in self._others} | read
+        if limit is None or dropped.count < limit:
+            dropped.overlaps = self._benchmarks.summary(hits)
+            dropped.check(self._options.max_bad_rows)
+            dropped.check_rest()
+            if dropped.total and not self._summed_up:
+                logger.warning("%s", dropped)
+            self._summed_up = True
+
+    def _source(self) -> Iterator[dict[str, Any]]:
+        # `iter` reads all shards, where iterating in a worker process of a data loader would read that worker's only.
+        for batch in self._rows.iter(batch_size=_FIRST_ROWS):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+
+    def _repeat(self, digests: "_Digests", problem: str, answer: str) -> str:
+        """Why a row with this problem and answer is left out after those before it, if it is."""
+        answer_digest = _digest(_normal(answer))
+        before = digests.put(_digest("problem:" + _normal(problem)), answer_digest)
+        return "" if before is None else _REPEAT if before == answer_digest else _LATER_CONFLICT
+
+    def _too_long(self, prompt: Any) -> str:
+        limit = self._options.max_prompt_length
+        if limit is None or _length(prompt, self._options.tokenizer, self._options.chat_template_kwargs) <= limit:
+            return ""
+        return _TOO_LONG
+
+    def _drop(self, dropped: "_Dropped", reason: str, row: int, hit: Sequence[int]) -> None:
+        dropped.add_one(reason, row)
+        if row <= self._told:
+            return  # by an earlier pass
+        self._told = row
+        if reason != _REPEAT and dropped.numbers[reason] <= _NAMED_ROWS:
+            logger.warning("Data set %r: row %d is dropped: rows that %s.", self._name, row, reason)
+        if self._options.dropped_rows_file is not None:
+            line = _dropped_line(row, reason, self._benchmarks.names(hit))
+            _write_lines(self._options.dropped_rows_file, [line], mode="a")
+
+
+class _Digests:
+    """A map of digests to digests, of 64 bits each: 16 bytes a slot, with a third to two thirds of the slots in use."""
+
+    def __init__(self) -> None:
+        self._used = 0
+        self._make(1024)
+
+    def _make(self, slots: int) -> None:
+        self._keys, self._values = (array("Q", bytes(8 * slots)) for _ in range(2))
+
+    def put(self, key: int, value: int) -> int | None:
+        """Sets what is not there yet. Returns what was there, None if nothing."""
+        key = key or 1  # 0 is an empty slot
+        slot = self._slot(key)
+        if self._keys[slot]:
+            return self._values[slot]
+        self._keys[slot], self._values[slot] = key, value
+        self._used += 1
+        if 3 * self._used > 2 * len(self._keys):
+            keys, values = self._keys, self._values
+            self._make(2 * len(keys))
+            for key, value in zip(keys, values, strict=True):
+                if key:
+                    slot = self._slot(key)
+                    self._keys[slot], self._values[slot] = key, value
+        return None
+
+    def _slot(self, key: int) -> int:
+        last = len(self._keys) - 1
+        slot = key & last
+        while self._keys[slot] and self._keys[slot] != key:
+            slot = (slot + 1) & last
+        return slot
 
 
 # Overlap with evaluation problems
@@ -527,7 +652,7 @@ class _Benchmarks:
         self.threshold = threshold
         self.problems: list[tuple[str, int]] = []  # the file and the row of each
         self._sizes: list[int] = []
-        self._having: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._having: dict[str, list[int]] = defaultdict(list)
         self._same: dict[str, list[int]] = defaultdict(list)
         for file in dict.fromkeys(files):
             loaded = load_splits(file, None, streaming=False)
@@ -569,8 +694,8 @@ class _Benchmarks:
         return [f"{file}: {found[file]} of {totals[file]} problems, by {rows[file]} rows" for file in totals]
 
 
-def _ngrams(words: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(words[i : i + _NGRAM]) for i in range(len(words) - _NGRAM + 1)}
+def _ngrams(words: Sequence[str]) -> set[str]:
+    return {" ".join(words[i : i + _NGRAM]) for i in range(len(words) - _NGRAM + 1)}
 
 
 # What was left out
@@ -579,27 +704,34 @@ def _ngrams(words: Sequence[str]) -> set[tuple[str, ...]]:
 class _Dropped:
     """The rows left out of a data set, by reason."""
 
-    def __init__(self, name: str, count: int, different: int):
+    def __init__(self, name: str, count: int = 0, different: int = 0):
         self.name, self.count, self.different = name, count, different
         self.repeats = 0  # equal rows, which are not listed: DAPO-Math-17k has 1.8 million
-        self.rows: dict[str, list[int]] = {}
+        self.rows: dict[str, list[int]] = {}  # of a stream only those that are named
+        self.numbers: Counter[str] = Counter()
         self.overlaps: list[str] = []
 
     def add(self, reason: str, rows: Iterable[int]) -> None:
         self.rows[reason] = [int(row) for row in rows]
+        self.numbers[reason] = len(self.rows[reason])
+
+    def add_one(self, reason: str, row: int) -> None:
+        self.numbers[reason] += 1
+        if self.numbers[reason] <= _NAMED_ROWS:
+            self.rows.setdefault(reason, []).append(row)
 
     @property
     def total(self) -> int:
-        return self.repeats + sum(map(len, self.rows.values()))
+        return self.repeats + self.numbers.total()
 
     def _line(self, reason: str) -> str:
-        rows = self.rows.get(reason, [])
-        number = len(rows) + (self.repeats if reason == _REPEAT else 0)
-        named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")
+        rows, number = self.rows.get(reason, []), self.numbers[reason]
+        named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if number > _NAMED_ROWS else "")
+        number += self.repeats if reason == _REPEAT else 0
         return f"{number} {reason}" + (f" ({'rows' if len(rows) > 1 else 'row'} {named})" if rows else "")
 
     def __str__(self) -> str:
-        order = [_REPEAT, _CONFLICT, *_BAD, _OTHER_LANGUAGE, _OVERLAP]
+        order = [_REPEAT, _CONFLICT, _LATER_CONFLICT, *_BAD, _OTHER_LANGUAGE, _OVERLAP]
         given = [reason for reason in order if reason in self.rows or (reason == _REPEAT and self.repeats)]
         lines = [f"Data set {self.name!r}: kept {self.count - self.total} of {self.count} rows. Of the others"]
         for reason in given:
@@ -608,24 +740,33 @@ class _Dropped:
         return "\n".join(lines)
 
     def check(self, max_bad_rows: float) -> None:
-        """Raises ValueError if too many rows cannot be used, or no row is left."""
+        """Raises ValueError if too many rows cannot be used."""
         bad = [reason for reason in _BAD if reason in self.rows]
-        number = sum(len(self.rows[reason]) for reason in bad)
-        reasons = "; ".join(map(self._line, bad))
+        number = sum(self.numbers[reason] for reason in bad)
         if number > max_bad_rows * self.different:
             raise ValueError(
                 f"Data set {self.name!r}: {number} of {self.different} different rows cannot be used, more than "
-                f"max_bad_rows ({max_bad_rows:g} of them) allows: {reasons}."
+                f"max_bad_rows ({max_bad_rows:g} of them) allows: {'; '.join(map(self._line, bad))}."
             )
+
+    def check_rest(self) -> None:
+        """Raises ValueError if no row is left."""
         if self.total == self.count:
-            raise ValueError(f"No row is left. {self}.")
+            raise ValueError(f"No row is left. {self}." if self.count else f"Data set {self.name!r} has no rows.")
 
     def write(self, file: str, overlaps: Mapping[int, Sequence[str]]) -> None:
-        lines: list[dict[str, Any]] = [
-            {"row": row, "reason": reason} | ({"overlaps": list(overlaps[row])} if row in overlaps else {})
-            for reason, rows in self.rows.items()
-            for row in rows
+        lines = [
+            _dropped_line(row, reason, overlaps.get(row, ())) for reason, rows in self.rows.items() for row in rows
         ]
-        path = Path(file).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["row"])))
+        _write_lines(file, sorted(lines, key=lambda line: int(line["row"])))
+
+
+def _dropped_line(row: int, reason: str, overlaps: Sequence[str]) -> dict[str, Any]:
+    return {"row": row, "reason": reason} | ({"overlaps": list(overlaps)} if overlaps else {})
+
+
+def _write_lines(file: str, lines: Iterable[Mapping[str, Any]], mode: Literal["w", "a"] = "w") -> None:
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open(mode, encoding="utf-8") as opened:
+        opened.writelines(json.dumps(line) + "\n" for line in lines)

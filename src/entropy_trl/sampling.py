@@ -80,7 +80,12 @@ class PromptStream:
         while True:
             if isinstance(self.dataset, IterableDataset):
                 self.dataset.set_epoch(epoch)
-                yield from self.dataset
+                rows = iter(self.dataset)
+                first = next(rows, None)
+                if first is None:
+                    raise ValueError("Dynamic sampling: the streamed data set has no rows.")
+                yield first
+                yield from rows
             else:
                 order = list(range(len(self.dataset)))
                 if self.shuffle:

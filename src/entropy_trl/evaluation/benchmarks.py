@@ -102,7 +102,9 @@ def get_benchmark(name: str) -> Benchmark:
     Raises:
         ValueError: A name alone that is not known.
     """
-    name, _, source = name.partition("=")
+    source = ""
+    if not Path(name).expanduser().exists():  # a path may have a `=` in it
+        name, _, source = name.partition("=")
     if not source and name in BENCHMARKS:
         return BENCHMARKS[name]
     if not source:

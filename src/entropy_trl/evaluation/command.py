@@ -1,8 +1,11 @@
 """The command `entropy-trl evaluate`: its options, what it checks before a model is loaded, and what it writes."""
 
 import argparse
+import fcntl
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -208,10 +211,15 @@ def main(job: Job) -> int:
     table = report.scores_table(runs, compare=job.options.compare is not None)
     print(table)
     if job.models:
-        write_atomically(
-            Path(job.options.output_dir) / "results.md",
-            "\n\n".join([table, *(f"## {run['name']}\n\n{report.details_table(run)}" for run in runs)]) + "\n",
-        )
+        output_dir = Path(job.options.output_dir)
+        with _alone(output_dir):
+            # With the models of earlier calls, and of other processes, that are in the folder too.
+            evaluated = {model.name for model in job.models}
+            others = [run for run in report.load_results(str(output_dir)) if run["name"] not in evaluated]
+            runs += [run for run in others if run not in runs]  # --compare may have named them
+            table = report.scores_table(runs, compare=job.options.compare is not None)
+            details = [f"## {run['name']}\n\n{report.details_table(run)}" for run in runs]
+            write_atomically(output_dir / "results.md", "\n\n".join([table, *details]) + "\n")
     return 0
 
 
@@ -240,15 +248,25 @@ def _evaluate(job: Job, model: Model) -> report.Results:
 def _add_scores(model: Model, benchmark: str, scores: dict[str, Any], versions: dict[str, Any]) -> report.Results:
     """Adds a benchmark to what earlier calls with this model, or other processes, have written."""
     file = model.folder / report.RESULTS
-    results: report.Results = json.loads(file.read_text()) if file.exists() else {}
-    if results.get("model") != model.settings:
-        results = {"benchmarks": {}}
-    results = {"name": model.name, "model": model.settings, "versions": versions} | {
-        "benchmarks": results["benchmarks"] | {benchmark: scores}
-    }
-    results["average"] = report.average(results, model.folder)
-    write_atomically(file, json.dumps(results, indent=2) + "\n")
+    with _alone(model.folder):
+        results: report.Results = json.loads(file.read_text()) if file.exists() else {}
+        if results.get("model") != model.settings:
+            results = {"benchmarks": {}}
+        results = {"name": model.name, "model": model.settings, "versions": versions} | {
+            "benchmarks": results["benchmarks"] | {benchmark: scores}
+        }
+        results["average"] = report.average(results, model.folder)
+        write_atomically(file, json.dumps(results, indent=2) + "\n")
     return results
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps the other processes that evaluate into a folder waiting, so that none writes over another's scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _load_engine(options: argparse.Namespace, model: Model) -> Engine:

@@ -150,7 +150,7 @@ def _beside(file: Path) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file that is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     part.replace(path)
 

@@ -64,7 +64,7 @@ class MathReward:
             final_answer(_text(completion), name or "any")
             for completion, name in zip(completions, answer_format, strict=True)
         ]
-        references = [final_answer(str(reference), "boxed") or str(reference) for reference in solution]
+        references = [_reference(reference) for reference in solution]
         outcomes = self._outcomes(list(zip(answers, references, strict=True)))
         rewards = [float(outcome == EQUAL) for outcome in outcomes]
         if log_extra is not None:
@@ -127,9 +127,16 @@ def _processors() -> int:
     return max(1, min(4, available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
+def _reference(solution: Any) -> str:
+    """The answer of a row; empty, which nothing equals, where it has none."""
+    if solution is None or solution != solution:  # NaN, as pandas has it
+        return ""
+    return final_answer(str(solution), "boxed") or str(solution)
+
+
 def _text(completion: Any) -> str:
     """The text of a completion, which is plain or a conversation."""
     content = completion if isinstance(completion, str) else completion[-1]["content"]
     if isinstance(content, list):  # content in parts: only the parts of text can hold an answer
-        content = "".join(part.get("text", "") for part in content)
+        content = "".join(part.get("text") or "" for part in content)
     return content or ""

@@ -16,7 +16,8 @@ from typing import Any
 EQUAL, DIFFERENT, UNPARSED = "=", "!", "?"
 """The three outcomes of a comparison. An answer that cannot be parsed, or is refused, earns as much as a wrong one."""
 
-_LONGEST = 1000  # characters; a longer text is no final answer, and takes longest to parse
+LONGEST = 1000
+"""Characters of an answer or a reference; a longer text is no final answer, and takes longest to parse."""
 
 # Other ways to write the same thing.
 _CHARACTERS = str.maketrans(
@@ -40,7 +41,13 @@ _UNIT = re.compile(r"(?:\s|\\[,;: ]|~)*\\text\s*\{([^{}\d\\]*)\}(?:\^\{?\d\}?)?\
 _BARE_UNIT = re.compile(
     r"(?:\s*(?<![a-zA-Z])(?:[ckm]m|[km]g|in|ft|yd|mi|lbs?|oz|ml|hrs?|mph)|((?: [a-zA-Z]{2,})+))(?:\^\{?\d\}?)?\Z"
 )
-_NO_UNIT = re.compile(r"\b(?:and|or|nor|not|no|to|than|plus|minus|times|pi|inf|infinity|sin|cos|tan|log|mod)\b")
+_NO_UNIT = re.compile(
+    r"\b(?:and|or|nor|not|no|to|than|plus|minus|times|pi|inf|infinity|sin|cos|tan|log|mod"
+    r"|dozens?|half|halves|thirds?|quarters?|tenths?|hundredths?|thousandths?|squared|cubed|factorial|over|divided)\b",
+    re.IGNORECASE,
+)
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_POWER_WORDS = re.compile(rf"(?:\s*\b(?:{'|'.join(_POWERS)})s?\b)+", re.IGNORECASE)
 
 # Plain numbers. Digits and exponents are bounded, so that none takes long.
 _DECIMAL = r"[+-]?\s*(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d{1,3}(?: \d{3})+|\d{1,60}(?:\.\d{0,60})?|\.\d{1,60})"
@@ -66,12 +73,14 @@ _SIDE_BY_SIDE = re.compile(
     rf"\d{_SPACE}+\d|\d{_SPACE}*\(\s*-?[\d.]+\s*\)|\d\s*\){_SPACE}*\(?\s*\d|\d{_SPACE}*\\[dtc]?frac\s*\{{?\s*\d"
 )
 _ELLIPSIS = re.compile(r"\\[lcd]?dots(?![a-z])|\.\.\.|\u2026")
+# math-verify takes a set for a tuple, so that of the roots of an inequality {1, 2} would be its solution (1, 2).
+_SET, _TUPLE = re.compile(r"\\\{[^()\[\]]*\\\}"), re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
 _SEVERAL = re.compile(r"[,;<>!]|\b(?:and|or)\b|\\(?:[lg]eq?|in|neq?)(?![a-z])")
 
 
 def compare(answer: str, reference: str) -> str | None:
     """`EQUAL`, `DIFFERENT` or `UNPARSED` where no parser is needed to know, None where `verify` has to be asked."""
-    if not answer or len(answer) > _LONGEST or len(reference) > _LONGEST:
+    if not answer or len(answer) > LONGEST or len(reference) > LONGEST:
         return UNPARSED
     (answer, answer_percent), (reference, reference_percent) = _clean(answer), _clean(reference)
     if not answer or not reference:
@@ -93,6 +102,10 @@ def compare(answer: str, reference: str) -> str | None:
     if based and target_based:
         return EQUAL if based.groups() == target_based.groups() else DIFFERENT
     if answer_percent != reference_percent:
+        return DIFFERENT
+    if any(
+        _SET.fullmatch(one) and _TUPLE.fullmatch(other) for one, other in ((answer, reference), (reference, answer))
+    ):
         return DIFFERENT
     return UNPARSED if _is_refused(answer, reference) else None
 
@@ -118,6 +131,7 @@ def verify(answer: str, reference: str) -> str:
 def _clean(text: str) -> tuple[str, bool]:
     """A text without what has no meaning (delimiters, styles, a unit at the end), and whether it was a percentage."""
     text = re.sub(" {3,}", "  ", text.translate(_CHARACTERS)).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    text = text.replace(r"\varnothing", r"\emptyset")
     text = _STYLE.sub(r"\\text", _DROPPED.sub("", text)).strip(" *").rstrip(" .,;:*")
     while wrapped := _WRAPPED.fullmatch(text):
         text = (wrapped[1] or wrapped[2] or "").strip().rstrip(" .,;:")
@@ -131,6 +145,8 @@ def _clean(text: str) -> tuple[str, bool]:
             unit = None
     if unit is not None and not _NO_UNIT.search(unit[1] or ""):
         text = text[: unit.start()]
+        if powers := _POWER_WORDS.match(unit[1] or ""):
+            text += rf"\times 10^{{{sum(_POWERS[word.rstrip('s')] for word in powers[0].lower().split())}}}"
     return text.rstrip(" .,;:"), False
 
 
