@@ -534,6 +534,17 @@ def test_metrics_of_a_trainer(tiny_model, make_config):
     assert logged["math_reward/no_answer"] == 1.0
     assert logged["math_reward/timeouts"] == logged["math_reward/crashes"] == logged["math_reward/unparsed"] == 0.0
     assert logged.keys() & {"math_reward/easy", "math_reward/hard"}
+    assert logged["math_reward/distinct_answers"] == 0.0
+
+
+def test_distinct_answers_of_a_prompt():
+    logged = []
+    completions = [box("1/2"), box("0.5"), box("3"), box(" 3 "), "none", box(4), box(4), box(5)]
+    prompts = [[{"role": "user", "content": text}] for text in "aaaaabbb"]
+    arguments = {"log_metric": lambda name, value: logged.append((name, value)), "log_extra": lambda *_: None}
+    math_reward(completions, ["0.5"] * 8, prompts=prompts, **arguments)
+    # Two ways to write the right answer are one; a wrong one, twice, is one; no answer is none.
+    assert [value for name, value in logged if name == "math_reward/distinct_answers"] == [2, 2]
 
 
 def test_mean_reward_by_source():

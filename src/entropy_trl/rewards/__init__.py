@@ -6,7 +6,8 @@ time limit (`pool.py`, `worker.py`). Importing this imports neither torch nor TR
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from entropy_trl.rewards.answers import ANSWER_FORMATS, final_answer
@@ -76,6 +77,8 @@ class MathReward:
             for source, reward in zip(kwargs.get("data_source", kwargs.get("source")) or [], rewards, strict=False):
                 if source is not None:
                     log_metric(f"math_reward/{source}", reward)
+            for count in _distinct_answers(kwargs.get("prompts") or [], answers, outcomes):
+                log_metric("math_reward/distinct_answers", count)
         return rewards
 
     def _outcomes(self, pairs: list[tuple[str, str]]) -> list[str]:
@@ -85,6 +88,13 @@ class MathReward:
         results = self._pool.compare(hard) if self.workers else [verify(*pair) for pair in hard]
         decided = known | dict(zip(hard, results, strict=True))
         return [str(decided[pair]) for pair in pairs]
+
+
+def _distinct_answers(prompts: Sequence[Any], answers: Sequence[str], outcomes: Sequence[str]) -> Iterator[int]:
+    """How many different answers each prompt has. The right ones are one; wrong ones differ where their texts do."""
+    for _, group in groupby(zip(prompts, answers, outcomes, strict=False), key=lambda completion: completion[0]):
+        given = [(outcome == EQUAL, "" if outcome == EQUAL else "".join(a.split())) for _, a, outcome in group if a]
+        yield len(set(given))
 
 
 _shared: MathReward | None = None
@@ -109,8 +119,8 @@ def math_reward(
             content is the reference.
         answer_format: (B,) names out of `ANSWER_FORMATS`, one for all, or None, which is `"any"`. A column of the data.
         **kwargs: What else TRL passes to reward functions: `log_metric` for the shares of completions without an
-            answer, unparsed, timed out and crashed, and for the mean reward by `data_source` (or `source`) where there
-            is such a column; `log_extra` for the answers.
+            answer, unparsed, timed out and crashed, for the different answers a prompt, and for the mean reward by
+            `data_source` (or `source`) where there is such a column; `log_extra` for the answers.
 
     Returns:
         (B,) rewards, each 1.0 or 0.0. A completion without an answer, or with one that cannot be parsed, gets 0.0.
