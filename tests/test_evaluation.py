@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +19,9 @@ import torch
 from transformers import GenerationConfig
 
 from entropy_trl import CovGRPOTrainer
+from entropy_trl.analysis import entropy_accuracy_pairs
 from entropy_trl.cli import main
-from entropy_trl.evaluation import BENCHMARKS, Sampling, entropy_accuracy_pairs, get_benchmark, load_benchmark
+from entropy_trl.evaluation import BENCHMARKS, Sampling, command, get_benchmark, load_benchmark
 from entropy_trl.evaluation.engines import Completion, Encoder, HFEngine, _entropy_of_top, _Sampler
 from entropy_trl.evaluation.metrics import bootstrap_means, group_sizes, interval, majority_at_k, pass_at_k
 from entropy_trl.evaluation.report import published, scores_table
@@ -130,6 +132,9 @@ def test_names_and_files(tmp_path):
     assert get_benchmark(file).sampling.samples == 32
     assert get_benchmark(f"olympiadbench={file}").answer is None
     assert get_benchmark(mine).name == "mine"
+    equals = write_rows(tmp_path / "lr=1" / "mine.jsonl", [{"question": "1+1?", "answer": "2"}])
+    assert (get_benchmark(equals).name, get_benchmark(equals).source) == ("mine", equals)
+    assert get_benchmark(f"amc={equals}").source == equals
     (row,) = load_benchmark(mine, prompt_template="dapo")
     assert row["solution"] == "2" and row["problem_id"] == "x" and row["data_source"] == "mine"
     assert row["answer_format"] == "answer_line" and "1+1?" in row["prompt"][0]["content"]
@@ -484,9 +489,30 @@ def test_command(model_folder, sample_file, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out" / "one" / "results.json").read_text())["benchmarks"]) == 8
     capsys.readouterr()
 
+    # So do other models, which then are in the tables once each.
+    assert run("--model", f"three={model_folder}", "--output_dir", out, "--benchmarks", sample_file) == 0
+    tables = (tmp_path / "out" / "results.md").read_text()
+    assert all(tables.count(f"\n## {name}\n") == 1 for name in ("one", "two", "three"))
+    assert tables.count("| one ") == 1 and "| one " not in capsys.readouterr().out
+
     assert main(["evaluate", "--compare", out]) == 0
     printed = capsys.readouterr().out
     assert "| one " in printed and "| two " in printed and "| Qwen2.5-32B, GRPO (published)" in printed
+
+
+def test_processes_that_add_scores_at_a_time(tmp_path, monkeypatch):
+    """As two do that evaluate a model on different benchmarks into one folder."""
+    model = command.Model("m", "path", tmp_path / "m", encode=None, settings={"model": "path"})
+    monkeypatch.setattr(command.report, "average", lambda *args: time.sleep(0.1))  # between reading and writing
+    names = [f"b{i}" for i in range(4)]
+    threads = [
+        threading.Thread(target=command._add_scores, args=(model, name, {"accuracy": 1.0}, {})) for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(json.loads((tmp_path / "m" / "results.json").read_text())["benchmarks"]) == names
 
 
 def test_chat_template_of_a_base_model(model_folder, sample_file, tmp_path):

@@ -27,7 +27,7 @@ from entropy_trl.quickstart import (
 )
 from entropy_trl.quickstart import run as run_module
 from entropy_trl.quickstart.evaluate import count_right, sample
-from entropy_trl.quickstart.recipe import DEFAULT_METHODS
+from entropy_trl.quickstart.recipe import DEFAULT_METHODS, LABELS
 from entropy_trl.quickstart.run import add_arguments, describe, main, run_quickstart
 from entropy_trl.quickstart.task import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, is_held_out, verify
 from entropy_trl.quickstart.warm_start import draw_batch
@@ -333,6 +333,9 @@ def test_all_methods(quickstart, tmp_path):
     assert summary["recipe"] == {"name": "short", "rollouts": 1, "learning_rate": 6e-4}
     assert summary["versions"] == {"code": "fixed"}
     assert (tmp_path / "runs/quickstart/quickstart.png").read_bytes().startswith(b"\x89PNG")
+    assert "report.html" in out
+    report = json.loads((tmp_path / "runs/quickstart/report.json").read_text())
+    assert list(report["curves"]["entropy"]["groups"]) == list(report["covariance"]["runs"]) == list(LABELS.values())
     folder = tmp_path / "runs/quickstart/short/kl_cov-seed0"
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "held_out/pass@16" in entry] == [0, 8]

@@ -1,5 +1,8 @@
 """Dynamic sampling: rollouts of prompts with a signal, the same ones on any number of processes, and none lost."""
 
+import json
+import random
+import re
 import threading
 from itertools import islice
 
@@ -7,9 +10,15 @@ import pytest
 import torch
 from conftest import digit_reward
 from datasets import Dataset
+from transformers import Qwen2ForCausalLM
+from trl.chat_template_utils import qwen3_chat_template
+from trl.trainer.utils import pad
 
+from entropy_trl import CovGRPOTrainer
+from entropy_trl.quickstart.task import build_model
 from entropy_trl.sampling import NoSignalError, PromptStream, fill_rollout, has_signal
-from entropy_trl.trainer import _GenerationRounds
+from entropy_trl.smoke import byte_tokenizer
+from entropy_trl.trainer import _GenerationRounds, _StepWindow
 
 
 # The stream of prompts
@@ -50,6 +59,12 @@ def test_rows_that_are_put_back_come_again():
     assert stream.position == 3
     assert prompts(stream.take(6)) == ["p3", "p4", "p5", "p6", "p0", "p1"]
     assert stream.epoch == pytest.approx(9 / 7)
+
+
+def test_a_stream_without_rows_is_an_error():
+    empty = rows(1).to_iterable_dataset().skip(1)
+    with pytest.raises(ValueError, match="has no rows"):
+        PromptStream(empty, False, seed=0).take(1)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +385,136 @@ def test_a_rollout_function_with_masks_and_fields(make_trainer):
     mask = result["completion_mask"].bool()
     assert torch.equal(result["tool_mask"][mask], result["completion_ids"][mask] % 2)
     assert [row["first"] for row in result["rows"]] == result["completion_ids"][:, 0].tolist()
+
+
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: One of them.
+        b: The other.
+
+    Returns:
+        Their sum.
+    """
+    return a + b
+
+
+class Caller(Qwen2ForCausalLM):
+    """Writes what a policy with tools might: calls in the form of Qwen3, right and wrong ones, or a guess.
+
+    Only what is drawn is a script; TRL parses it, calls the tool, goes on and makes the masks.
+    """
+
+    def generate(self, input_ids, attention_mask, generation_config, **kwargs):
+        texts = []
+        for row, mask in zip(input_ids, attention_mask, strict=True):
+            prompt = self.tokenizer.decode(row[mask.bool()])
+            a, b = map(int, re.search(r"\nWhat is (\d+) plus (\d+)\?", prompt).groups())
+            results = re.findall(r"<tool_response>\n(.*)\n</tool_response>", prompt)
+            kind = self.generator.random()
+            if results:
+                texts.append(results[-1] if results[-1].isdigit() else "?")
+            elif a == 0 or kind < 0.4:  # never a call where a is 0: a group without a signal
+                texts.append("?" * self.generator.randint(1, 9))
+            elif kind < 0.7:
+                texts.append(json.dumps({"name": "add", "arguments": {"a": a, "b": b}}))
+            else:  # without an argument, or with a tool that is not there
+                texts.append(json.dumps({"name": "ad" + "d" * (kind < 0.9), "arguments": {"a": a}}))
+        self.drawn += texts
+        calls = [f"<tool_call>\n{text}\n</tool_call>" if text.startswith("{") else text for text in texts]
+        ids = [self.tokenizer(text + "<|im_end|>")["input_ids"] for text in calls]
+        self.tokens += sum(map(len, ids))
+        return torch.cat([input_ids, pad([torch.tensor(i) for i in ids], self.tokenizer.pad_token_id)], dim=1)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_tools(make_config, monkeypatch, accumulation):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "extra_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = qwen3_chat_template
+    config = build_model(seed=0).config
+    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 4096})
+    model = Caller(config)
+    model.tokenizer, model.generator, model.drawn, model.tokens = tokenizer, random.Random(3), [], 0
+    scored, pools, select = [], [], _StepWindow._select
+
+    def reward(completions, a, b, log_metric, **kwargs):
+        rewards = [float(c[-1]["content"] == str(x + y)) for c, x, y in zip(completions, a, b, strict=True)]
+        scored.extend(completions)
+        log_metric("asked", 1.0)
+        return rewards
+
+    def record(window, pool):
+        selected = select(window, pool)
+        pools.append((pool, selected))
+        return selected
+
+    monkeypatch.setattr(_StepWindow, "_select", record)
+    questions = [(i % 3, 10 + i) for i in range(24)]
+    rows = [{"prompt": [{"role": "user", "content": f"What is {a} plus {b}?"}], "a": a, "b": b} for a, b in questions]
+    trainer = CovGRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=make_config(
+            dynamic_sampling=True,
+            entropy_control_kwargs={"fraction": 0.05, "cov_low": -1e9, "cov_high": 1e9},
+            max_completion_length=256,
+            max_steps=2,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=2 * accumulation,
+            logging_steps=2,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        tools=[add],
+    )
+    (rollout,) = train_recorded(trainer)
+    (rounds,) = logs(trainer, "dynamic_sampling/rounds")
+    assert rounds > 1
+
+    # The masks: of every completion, its own tool's result is out, with the words that the template has around it.
+    results = 0
+    for row, ids, mask, tool_mask in zip(
+        *(rollout[n] for n in ("rows", "completion_ids", "completion_mask", "tool_mask")), strict=True
+    ):
+        ids, tool_mask = ids[mask.bool()], tool_mask[mask.bool()].bool()
+        written, returned = tokenizer.decode(ids[tool_mask]), tokenizer.decode(ids[~tool_mask])
+        assert "tool_response" not in written
+        if returned:
+            (result,) = re.fullmatch(
+                r"\n<\|im_start\|>user\n<tool_response>\n(.*)\n</tool_response><\|im_end\|>\n<\|im_start\|>assistant\n",
+                returned,
+            ).groups()
+            assert result == str(row["a"] + row["b"]) or result.startswith("{'error': ")
+            assert f'"a": {row["a"]}' in written
+            assert written.endswith("</tool_call><|im_end|>" + (result if result.isdigit() else "?") + "<|im_end|>")
+            results += result.isdigit()
+    assert results >= 4
+    advantages = rollout["advantages"].view(-1, 4)
+    assert (advantages.amax(1) > advantages.amin(1)).all()
+    assert {row["a"] for row in rollout["rows"]} == {1, 2}
+    loss_mask = (rollout["completion_mask"] * rollout["tool_mask"]).bool()
+    assert rollout["num_items_in_batch"] == loss_mask.sum() < rollout["completion_mask"].sum()
+
+    # The control: every token of the rollout once, without the tools'.
+    assert len(pools) == 2
+    seen = torch.zeros_like(loss_mask)
+    for pool, selected in pools:
+        seen[pool.row_ids] = pool.mask.bool()
+        assert selected.any() and not (selected & ~pool.mask.bool()).any()
+        assert selected.sum() == int(0.05 * pool.mask.sum())
+    assert torch.equal(seen, loss_mask)
+
+    # Each metric once a rollout, over all completions and calls of all rounds.
+    calls = [text for text in model.drawn if text.startswith("{")]
+    failed = [text for text in calls if '"b"' not in text]
+    assert sum(len(completion) == 3 for completion in scored) == len(calls) > len(failed) > 0
+    assert logs(trainer, "asked") == [1.0]
+    assert logs(trainer, "tools/call_frequency") == pytest.approx([len(calls) / len(scored)])
+    assert logs(trainer, "tools/failure_frequency") == pytest.approx([len(failed) / len(calls)])
+    assert logs(trainer, "completions/mean_length") == pytest.approx([model.tokens / len(scored)])
 
 
 @pytest.mark.parametrize(

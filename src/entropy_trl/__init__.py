@@ -7,6 +7,7 @@ from entropy_trl._version import __version__
 
 
 if TYPE_CHECKING:
+    from entropy_trl.callbacks import EntropyLawCallback
     from entropy_trl.config import CovGRPOConfig
     from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
     from entropy_trl.covariance import covariance_metrics, token_covariance
@@ -24,6 +25,7 @@ __all__ = [
     "CovGRPOTrainer",
     "CovarianceRecorder",
     "EntropyControl",
+    "EntropyLawCallback",
     "KLCov",
     "Selection",
     "TokenBatch",
@@ -43,6 +45,7 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
+        "callbacks": ("EntropyLawCallback",),
         "config": ("CovGRPOConfig",),
         "controls": ("CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control"),
         "covariance": ("covariance_metrics", "token_covariance"),

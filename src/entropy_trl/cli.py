@@ -1,4 +1,4 @@
-"""The command line: `entropy-trl train`, `evaluate`, `plan` and `quickstart`, and what `train.py` runs.
+"""The command line: `entropy-trl` with its commands, and what `train.py` runs.
 
 A mistake of the user's (a mistyped key, a missing file, settings that cannot go together) is one line on stderr and
 exit code 2. Only the steps that read what the user wrote are guarded so; anything else that fails keeps its traceback.
@@ -39,8 +39,15 @@ COMMANDS = {
     "train": "train a model with entropy control",
     "evaluate": "score models on maths benchmarks by the paper's protocol",
     "plan": "compute a run's memory, time and communication on paper",
+    "law": "fit reward against entropy, R = -a exp(H) + b, to the logs of any trainer",
+    "covariance": "show which tokens drive a run's entropy, from its token records",
+    "report": "write a page on one or more runs: curves, entropy law, covariance, settings, results",
     "quickstart": "see entropy collapse and its cure on an embedded task, on a CPU, in minutes",
 }
+
+
+NOT_PUSHED = 3
+"""Exit code of a training that is done and saved, but of which not all is on the Hub."""
 
 
 class UsageError(Exception):
@@ -65,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _evaluate_main(argv[1:])
     if command == "plan":
         return _plan_main(argv[1:])
+    if command == "law":
+        return _law_main(argv[1:])
+    if command == "covariance":
+        return _covariance_main(argv[1:])
+    if command == "report":
+        return _report_main(argv[1:])
     return _quickstart_main(argv[1:])
 
 
@@ -122,8 +135,75 @@ def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
     return command.main(plan, options.json)
 
 
+def _law_main(argv: Sequence[str], prog: str = "entropy-trl law") -> int:
+    """Fits the law to logs. Returns 0, or 2 for a mistake of the user's."""
+    from entropy_trl.analysis import law_command
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Fit R = -a exp(H) + b (arXiv 2505.22617, Eq. 6), reward against policy entropy, to the logs of "
+        "runs made with TRL or any other trainer: coefficients, ceiling, other curves, early prediction, model sizes.",
+        allow_abbrev=False,
+    )
+    law_command.add_arguments(parser)
+    options = parser.parse_args(argv)
+    try:
+        with _usage_errors(ValueError, OSError, ImportError):
+            results = law_command.analyse(options)
+    except UsageError as error:
+        return _tell(error, prog)
+    return law_command.main(results, options)
+
+
+def _covariance_main(argv: Sequence[str], prog: str = "entropy-trl covariance") -> int:
+    """Prints the analyses of a run's token records. Returns 0, or 2 for a mistake of the user's."""
+    from entropy_trl.analysis import covariance_command
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Analyse the token records of a run as arXiv 2505.22617 does: the covariance by quantile, over "
+        "training, against the entropy change and by difficulty, and which tokens carry it.",
+        allow_abbrev=False,
+    )
+    covariance_command.add_arguments(parser)
+    options = parser.parse_args(argv)
+    try:
+        with _usage_errors(ValueError, OSError):
+            results, records = covariance_command.analyse(options)
+    except UsageError as error:
+        return _tell(error, prog)
+    return covariance_command.main(results, records, options)
+
+
+def _report_main(argv: Sequence[str], prog: str = "entropy-trl report") -> int:
+    """Writes the page on runs. Returns 0, or 2 for a mistake of the user's."""
+    try:
+        with _usage_errors(ImportError):  # matplotlib
+            from entropy_trl.analysis import report_command
+    except UsageError as error:
+        return _tell(error, prog)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Write one self-contained HTML page on runs made with TRL or any other trainer, with its figures "
+        "as SVG and PNG and its numbers as JSON: curves with seeds as bands, reward against exp(entropy), covariance, "
+        "completions by token covariance, settings that differ, and results. Runs that are not over are fine.",
+        allow_abbrev=False,
+    )
+    report_command.add_arguments(parser)
+    options = parser.parse_args(argv)
+    try:
+        with _usage_errors(ValueError, OSError, ImportError):
+            runs = report_command.prepare(options)
+    except UsageError as error:
+        return _tell(error, prog)
+    return report_command.main(runs, options)
+
+
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
-    """Trains as the command line and its config file say. Returns the exit code: 2 for a mistake of the user's."""
+    """Trains as the command line and its config file say.
+
+    Returns the exit code: 2 for a mistake of the user's, 3 if all is done and saved but not all of it is on the Hub.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not _is_first_rank():  # what every rank would say, the first one says
         logging.getLogger("entropy_trl").setLevel(logging.ERROR)
@@ -132,8 +212,9 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
     except UsageError as error:
         return _tell(error, prog)
     _train(job)
-    _end(job.trainer.accelerator)
-    return 0
+    exit_code = NOT_PUSHED if job.trainer.hub_failures else 0
+    _end(job.trainer.accelerator, exit_code)
+    return exit_code
 
 
 def _tell(error: UsageError, prog: str) -> int:
@@ -495,18 +576,21 @@ def _train(job: _Job) -> None:
 
     if trainer.is_fsdp_enabled:  # checkpoints may be sharded, and then transformers would save no model at all here
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(output_dir)
     trainer.save_state()
     hub_dataset = None if job.dataset_name is None or Path(job.dataset_name).exists() else job.dataset_name
-    trainer.create_model_card(model_name=Path(output_dir).name, dataset_name=hub_dataset)
-    trainer.accelerator.print(f"Model saved to {output_dir}.")
-
+    commit = None
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=hub_dataset)
-        trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
+        # Saves model and card before it uploads anything; `save_model` would push once more, without the data set.
+        commit = trainer.push_to_hub(dataset_name=hub_dataset)
+    else:
+        trainer.save_model(output_dir)
+        trainer.create_model_card(model_name=Path(output_dir).name, dataset_name=hub_dataset)
+    trainer.accelerator.print(f"Model saved to {output_dir}.")
+    if commit is not None:
+        trainer.accelerator.print(f"Model pushed to {commit.repo_url}.")
 
 
-def _end(accelerator: "Accelerator") -> None:
+def _end(accelerator: "Accelerator", exit_code: int) -> None:
     """Ends the trackers and the process group; several processes on CPUs leave without the interpreter's teardown.
 
     In it torch 2.13 destroys gloo's process group with the GIL held, for which a thread of gloo may be waiting: up to a
@@ -520,4 +604,4 @@ def _end(accelerator: "Accelerator") -> None:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(exit_code)

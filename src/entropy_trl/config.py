@@ -52,6 +52,9 @@ class CovGRPOConfig(GRPOConfig):
         token_records (`dict` or `str`, *optional*):
             Arguments of a [`CovarianceRecorder`], which then records the tokens of chosen steps for
             `entropy-trl covariance`, for example `{"every": 50, "entropy_change": true}`.
+        entropy_law (`bool`, *optional*, defaults to `False`):
+            Whether to log the fit of `R = -a exp(H) + b` as training goes on, warn when entropy collapses, and give W&B
+            and trackio the figures at the end ([`EntropyLawCallback`]).
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -111,6 +114,10 @@ class CovGRPOConfig(GRPOConfig):
     token_records: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": 'Record the tokens of chosen steps: arguments of CovarianceRecorder, e.g. `{"every": 50}`.'},
+    )
+    entropy_law: bool = field(
+        default=False,
+        metadata={"help": "Log the fit of R = -a exp(H) + b during training, and warn when entropy collapses."},
     )
     epsilon: float | None = field(
         default=None,

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 import trl
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, set_seed
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, set_seed
+from transformers.utils.hub import PushInProgress, hf_api
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, nanmax, nanmin
 
+from entropy_trl.callbacks import TRACKERS, EntropyLawCallback
 from entropy_trl.checkpoint import (
     MANIFEST,
     TRAINER_STATE,
@@ -36,7 +39,17 @@ from entropy_trl.controls import EntropyControl
 from entropy_trl.covariance import covariance_metrics
 from entropy_trl.diversity import completion_digests, diversity_metrics
 from entropy_trl.estimators import estimate_advantages
+from entropy_trl.hub import (
+    REQUEST_ERRORS,
+    PushMistake,
+    Uploads,
+    describe,
+    intended_name,
+    limit_waiting,
+    make_repository,
+)
 from entropy_trl.metrics import StepMetrics
+from entropy_trl.model_card import extend_card
 from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
 from entropy_trl.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
@@ -106,15 +119,19 @@ class CovGRPOTrainer(GRPOTrainer):
         self._prompt_stream: PromptStream | None = None
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
         self._evaluating = False
+        self._uploads = Uploads(args)
         # Of the rollout that is being made: TRL's rows of this process, and the rewards of all processes.
         self._rows: list[dict[str, Any]] = []
         self._rewards: Tensor | None = None
-        recorder = None
+        observers: list[TrainerCallback] = []
         if isinstance(args, CovGRPOConfig) and args.token_records is not None:
-            recorder = CovarianceRecorder.of(args.token_records)
+            observers.append(CovarianceRecorder.of(args.token_records))
+        if isinstance(args, CovGRPOConfig) and args.entropy_law:
+            observers.append(EntropyLawCallback(figures=bool(set(TRACKERS) & set(args.report_to))))
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
-        if recorder is not None:
-            self.add_callback(recorder)
+        self._uploads.started = True
+        for observer in observers:
+            self.add_callback(observer)
         if isinstance(args, CovGRPOConfig):
             self.epsilon_low, self.epsilon_high = args.ratio_clip()
             if args.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
@@ -143,6 +160,8 @@ class CovGRPOTrainer(GRPOTrainer):
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
         self._resumed = checkpoint
+        # Trackers report when their turn comes, and end with the training: what adds to their logs goes first.
+        self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, EntropyLawCallback))
         if self._prompt_stream is not None:
             self._prompt_stream.position = 0
         if self._keeps_rollout:
@@ -189,7 +208,96 @@ class CovGRPOTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, Layout.of(self.args), inside_rollout)
-            rotate(run, limit, self.state.best_model_checkpoint)
+            if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
+                rotate(run, limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    # The Hub. What goes wrong there is a warning, and costs neither the model nor the run; only what the user alone can
+    # put right is an error, before training.
+    hub_model_id: str | None
+    push_in_progress: PushInProgress | None
+
+    def init_hf_repo(self, token=None):
+        self.push_in_progress = None
+        if self.args.hub_token is not None:  # `training_args.bin`, which is uploaded, would have it in plain text
+            hf_api().token, self.args.hub_token = self.args.hub_token, None
+        mistake = None
+        if self.is_world_process_zero():
+            try:
+                self.hub_model_id = make_repository(self.args, token)
+            except (PushMistake, *REQUEST_ERRORS) as error:
+                if self._uploads.started:
+                    self._uploads.failed(Path(self.args.output_dir), error)
+                elif isinstance(error, PushMistake):
+                    mistake = str(error)
+                else:
+                    logger.warning(
+                        f"The Hub cannot be used now ({describe(error)}). Training goes on, and pushing is tried again "
+                        "later: nothing is lost."
+                    )
+        if not self._uploads.started and self.accelerator.num_processes > 1:
+            (mistake,) = broadcast_object_list([mistake])
+        if mistake is not None:
+            raise PushMistake(mistake)
+
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
+        """Saves the model and its card, and uploads them, as [`~transformers.Trainer.push_to_hub`] does.
+
+        Everything is complete in `args.output_dir` before the upload begins. An upload that fails does not raise: it
+        warns, with the command that uploads the same later, and is listed in `hub_failures`.
+
+        Returns:
+            `CommitInfo`, or its `Future` if not `blocking`. `None` if the upload failed, and on all processes but the
+            first.
+        """
+        if self.is_world_process_zero():
+            limit_waiting()
+            self._finish_current_push()  # it reads the files that are now written anew
+            if self.hub_model_id is None:
+                self.init_hf_repo(token)
+            if self.hub_model_id is None:  # and it has been told why
+                self.save_model(_internal_call=True)
+                self.create_model_card(**{"model_name": intended_name(self.args).split("/")[-1]} | kwargs)
+                return None
+        job = super().push_to_hub(commit_message, False, token, revision, **kwargs)
+        if job is None:
+            return None
+        self._uploads.watch(str(self.hub_model_id), "", Path(self.args.output_dir), job)
+        if not blocking:
+            return job
+        return None if job.exception() is not None else job.result()
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        # Transformers calls this before the rollout and the manifest are there, `_save_checkpoint` when they are.
+        folder = Path(checkpoint_folder)
+        if not self.is_world_process_zero() or not (folder / MANIFEST).exists():
+            return
+        if self.hub_model_id is None and self.args.hub_strategy != HubStrategy.END:
+            self.init_hf_repo()
+        if self.hub_model_id is None:
+            return
+        known = set() if self.push_in_progress is None else set(self.push_in_progress.jobs)
+        super()._push_from_checkpoint(checkpoint_folder)
+        jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        in_repo = "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
+        sources = (("", Path(self.args.output_dir)), (in_repo, folder))
+        for (path_in_repo, source), job in zip(sources, [job for job in jobs if job not in known], strict=False):
+            self._uploads.watch(self.hub_model_id, path_in_repo, source, job)
+
+    @property
+    def _is_pushing(self) -> bool:
+        return self.args.push_to_hub and self.push_in_progress is not None and not self.push_in_progress.is_done()
+
+    @property
+    def hub_failures(self) -> list[str]:
+        """What was to be uploaded to the Hub and was not: of each a sentence with the command that does it later."""
+        return self._uploads.failures
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            extend_card(Path(self.args.output_dir), self.args, self.state, self.hub_model_id, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -1,1 +1,36 @@
-"""Analysis of what a run has logged. Reads files only and never imports the trainer."""
+"""Analysis of what a run has logged. Reads files only and never imports the trainer.
+
+Here are the logs of runs and the law; importing them needs numpy only.
+"""
+
+from entropy_trl.analysis.law import (
+    LawFit,
+    compare_forms,
+    cross_validated_rmse,
+    entropy_spent,
+    fit_law,
+    predict_early,
+)
+from entropy_trl.analysis.law_sizes import SizeLaw, fit_sizes, over_seeds
+from entropy_trl.analysis.pairs import Points, entropy_accuracy_pairs, law_points
+from entropy_trl.analysis.runs import Run, Series, read_run, read_runs
+
+
+__all__ = [
+    "LawFit",
+    "Points",
+    "Run",
+    "Series",
+    "SizeLaw",
+    "compare_forms",
+    "cross_validated_rmse",
+    "entropy_accuracy_pairs",
+    "entropy_spent",
+    "fit_law",
+    "fit_sizes",
+    "law_points",
+    "over_seeds",
+    "predict_early",
+    "read_run",
+    "read_runs",
+]

@@ -9,20 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from entropy_trl.analysis.figures import STYLES
 from entropy_trl.quickstart.recipe import LABELS
 
 
 Log = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; the line style says the same without colour.
-STYLES: dict[str, tuple[str, str]] = {
-    "grpo": ("#000000", "-"),
-    "clip_higher": ("#E69F00", "--"),
-    "clip_cov": ("#0072B2", "-"),
-    "kl_cov": ("#D55E00", "-"),
-    "clip_random": ("#56B4E9", ":"),
-    "kl_random": ("#CC79A7", ":"),
-}
 # (key in the training log, title of the panel, label of its axis, points in the running mean)
 PANELS = (
     ("entropy", "Policy entropy", "nats a token", 1),
@@ -54,7 +46,7 @@ def draw(logs: Mapping[str, Sequence[Log]], path: Path) -> None:
 
 
 def _draw_method(axes: Axes, method: str, runs: Sequence[dict[int, float]]) -> None:
-    colour, style = STYLES[method]
+    colour, style, _ = STYLES[method]
     if len(runs) > 1:
         for run in runs:
             axes.plot(list(run), list(run.values()), color=colour, linestyle=style, linewidth=0.6, alpha=0.5)

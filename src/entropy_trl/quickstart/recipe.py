@@ -13,6 +13,7 @@ from entropy_trl.quickstart.task import COMPLETION_LENGTH
 
 UPDATES_PER_ROLLOUT = 8
 CURVE_POINTS = 10  # evaluations on held-out prompts during a run, besides the one before it
+RECORDED_STEPS = 24  # updates whose tokens are recorded, each the first of a rollout
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ def training_arguments(method: str, recipe: Recipe, seed: int, output_dir: Path)
         "gradient_checkpointing": False,
         "dataloader_pin_memory": False,
         "logging_steps": UPDATES_PER_ROLLOUT,  # once a rollout
+        "token_records": {
+            "every": max(1, recipe.rollouts // RECORDED_STEPS) * UPDATES_PER_ROLLOUT,
+            "max_tokens": 2000,
+            "entropy_change": True,
+        },
         # A resumed run repeats an uninterrupted one only from the end of a rollout: TRL does not save the rollout.
         # Saving where the curve is evaluated keeps the curve whole too.
         "save_strategy": "steps",

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -197,7 +197,8 @@ def run_quickstart(
         recipe: `"short"` or `"long"`.
         warm_start_seed: seed of the warm-up that all runs start from.
         output_dir: folder of everything that is written.
-        plot: whether to draw `quickstart.png`; needs matplotlib.
+        plot: whether to draw `quickstart.png`, which needs matplotlib, and to write `report.html`, with the packages of
+            the `analysis` extra.
         rollouts: rollouts a run; the recipe's if not given.
         eval_prompts: held-out prompts of the final evaluation.
         warm_start_steps: steps of the warm-up; fewer than the default give a weak warm start.
@@ -255,7 +256,27 @@ def _run(options: Options) -> Summary:
             {method: [run["log"] for run in runs] for method, runs in results.items()},
             options.output_dir / "quickstart.png",
         )
+        if _can_report():
+            _write_report(options)
     return summary
+
+
+def _can_report() -> bool:
+    """Whether the packages of the report are there: it fits the law with SciPy."""
+    return importlib.util.find_spec("scipy") is not None
+
+
+def _write_report(options: Options) -> None:
+    """Write `report.html` on all runs, those of a method as its seeds."""
+    from entropy_trl.analysis.report import write_report
+    from entropy_trl.analysis.runs import read_run
+
+    runs = [
+        replace(read_run(options.output_dir / options.recipe / f"{method}-seed{seed}"), name=LABELS[method])
+        for method in options.methods
+        for seed in options.seeds
+    ]
+    write_report(runs, options.output_dir, f"Quickstart, {options.recipe} recipe")
 
 
 @contextmanager
@@ -391,7 +412,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm_start_seed", type=int, default=0, help="seed of the warm-up that all runs start from")
     parser.add_argument("--output_dir", type=Path, default=DEFAULT_OUTPUT_DIR, help="folder of all output")
     parser.add_argument(
-        "--plot", action=argparse.BooleanOptionalAction, default=True, help="draw quickstart.png (needs matplotlib)"
+        "--plot", action=argparse.BooleanOptionalAction, default=True, help="draw quickstart.png and write report.html"
     )
     parser.add_argument("--rollouts", type=int, default=None, help="rollouts a run, instead of the recipe's")
     parser.add_argument("--eval_prompts", type=int, default=1024, help="held-out prompts of the final evaluation")
@@ -428,4 +449,8 @@ def main(args: argparse.Namespace) -> int:
     print()
     print(describe(summary))
     print(f"\nwritten: {options.output_dir / 'summary.json'}" + (" and quickstart.png" if options.plot else ""))
+    if options.plot and _can_report():
+        print(f"a page with everything, for a browser: {options.output_dir / 'report.html'}")
+    elif options.plot:
+        print("for a page with everything, report.html: pip install 'entropy-trl[analysis]', and run this again")
     return 0

@@ -1,0 +1,455 @@
+"""The analyses of the covariance in arXiv 2505.22617, on token records and on exact distributions.
+
+At the level `token` the covariance of a token is Eq. 10 over all tokens of the optimizer step, as the controls use it.
+At the level `sequence` it is the paper's measurement for its Fig. 8: the prompt is the state and the whole completion
+the action, whose log-probability is divided by its length; the covariance is taken among the completions of each
+prompt, and averaged over the prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from entropy_trl.analysis.records import StepRecords
+from entropy_trl.covariance import TABLE_1_FRACTIONS
+from entropy_trl.selection import selection_count
+
+
+Level = Literal["token", "sequence"]
+Floats = NDArray[np.float64]
+
+#: Mean rewards of a prompt's completions that part its difficulty. The two ends are groups of their own: there all
+#: completions have the same reward, and GRPO's advantages are 0.
+ACCURACY_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+_BOOTSTRAP_DRAWS = 1000
+_FEWEST_CLUSTERS = 8  # fewer do not show how much a correlation varies
+
+
+@dataclass(frozen=True)
+class QuantileRow:
+    """Mean covariance of the `count` tokens (completions) with the highest one: a `fraction` of all."""
+
+    fraction: float
+    count: int
+    covariance: float
+
+
+@dataclass(frozen=True)
+class QuantileTable:
+    """Table 1 of arXiv 2505.22617 for one step.
+
+    Args:
+        step (`int`): the optimizer step.
+        level (`str`): what is ranked, tokens or completions.
+        count (`int`): how many were ranked.
+        sampled (`bool`): whether these are a sample of the step's, by whole completions.
+        rows (`list` of [`QuantileRow`]): the smallest share first, all last.
+    """
+
+    step: int
+    level: Level
+    count: int
+    sampled: bool
+    rows: list[QuantileRow]
+
+
+@dataclass(frozen=True)
+class StepCovariance:
+    """The covariance in one step.
+
+    Args:
+        step (`int`): the optimizer step.
+        learning_rate (`float`): the one of its update.
+        covariance (`float`): mean covariance, of the whole step at the level `token`.
+        positive (`float`): share of the recorded tokens (completions) whose covariance is above 0.
+        selected (`float`): share of the recorded tokens that the control restrains.
+        selected_covariance (`float`, *optional*): mean covariance of these; None if there are none.
+        entropy (`float`): mean entropy of the whole step before the update, nats.
+        entropy_after (`float`, *optional*): on the same states after the update; None where not measured.
+    """
+
+    step: int
+    learning_rate: float
+    covariance: float
+    positive: float
+    selected: float
+    selected_covariance: float | None
+    entropy: float
+    entropy_after: float | None
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How the entropy change goes with learning rate times covariance.
+
+    Args:
+        points (`int`): pairs.
+        pearson (`float`): correlation; None where one of the two does not vary.
+        pearson_ci95 (`tuple`, *optional*): its bootstrap interval; None where there is too little to resample.
+        spearman (`float`), spearman_ci95 (`tuple`, *optional*): the same for ranks.
+        slope (`float`, *optional*): of the least-squares line. A tabular softmax policy has -1 to first order.
+        resampled (`str`): what the bootstrap draws.
+    """
+
+    points: int
+    pearson: float | None
+    pearson_ci95: tuple[float, float] | None
+    spearman: float | None
+    spearman_ci95: tuple[float, float] | None
+    slope: float | None
+    resampled: str
+
+
+@dataclass(frozen=True)
+class StepChange:
+    """The entropy change of one step (or of a window of steps, by its last one), measured on the same states."""
+
+    step: int
+    learning_rate: float
+    covariance: float
+    change: float
+
+
+@dataclass(frozen=True)
+class EntropyChange:
+    """Fig. 8 of arXiv 2505.22617: the measured entropy change against the covariance.
+
+    Args:
+        level (`str`): the level of the covariance.
+        window (`int`): recorded steps that one point averages.
+        steps (`list` of [`StepChange`]): the points.
+        over_steps ([`Relation`]): over these points.
+        over_prompts ([`Relation`]): over the prompts of all steps, each with its own covariance and entropy change.
+        within_steps ([`Relation`]): the same after the step's mean is taken off both.
+        covariance_positive (`float`): share of the points whose covariance is above 0.
+        entropy_fell (`float`): share of the points at which the entropy fell.
+        sign_agrees (`float`): share of the points at which the entropy moved as the sign of the covariance says, of
+            those whose covariance and learning rate are not 0.
+    """
+
+    level: Level
+    window: int
+    steps: list[StepChange]
+    over_steps: Relation
+    over_prompts: Relation
+    within_steps: Relation
+    covariance_positive: float
+    entropy_fell: float
+    sign_agrees: float
+
+
+@dataclass(frozen=True)
+class DifficultyGroup:
+    """Prompts of like accuracy: means over prompts of the prompt's own mean.
+
+    Args:
+        accuracy (`str`): the range of the mean reward of a prompt's completions.
+        prompts (`int`): prompts, one counted again in each step that it is recorded in.
+        covariance (`float`, *optional*), standard_error (`float`, *optional*): None for too few prompts.
+        entropy (`float`, *optional*): before the update, nats.
+        change (`float`, *optional*): entropy change by the update; None where not measured.
+    """
+
+    accuracy: str
+    prompts: int
+    covariance: float | None
+    standard_error: float | None
+    entropy: float | None
+    change: float | None
+
+
+@dataclass(frozen=True)
+class DistributionCovariance:
+    """The covariances whose negative, times the step size, is the entropy change of a tabular softmax policy.
+
+    Args:
+        policy_gradient (array of shape (S,)): `Cov_{a~pi}(log pi, pi * A)` of each state (Theorem 1).
+        natural_gradient (array of shape (S,)): `Cov_{a~pi}(log pi, A)` of each state (Theorem 2).
+        mean_policy_gradient (`float`), mean_natural_gradient (`float`): their means under the weights of the states.
+    """
+
+    policy_gradient: Floats
+    natural_gradient: Floats
+    mean_policy_gradient: float
+    mean_natural_gradient: float
+
+
+def distribution_covariance(logits: Floats, advantages: Floats, weight: Floats) -> DistributionCovariance:
+    """The exact covariances of Theorems 1 and 2 of arXiv 2505.22617, over all actions instead of the sampled ones.
+
+    For a softmax policy with one logit for each state and action, the logit changes `eta * pi * A` of policy gradient
+    and `eta * A` of natural policy gradient change the entropy of a state by `-eta` times these, to first order.
+
+    Args:
+        logits (array of shape (S, V)): unnormalised log-probabilities of the actions; -inf where one is impossible.
+        advantages (array of shape (S, V)): `A(s, a) = Q(s, a) - V(s)`; ignored at impossible actions.
+        weight (array of shape (S,)): weights of the states in the means, such as how often the policy is there.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    logits, weight = np.asarray(logits, np.float64), np.asarray(weight, np.float64)
+    advantages = np.asarray(advantages, np.float64)
+    if logits.ndim != 2 or advantages.shape != logits.shape or weight.shape != logits.shape[:1]:
+        raise ValueError(
+            "`logits` and `advantages` must have shape (S, V) and `weight` (S,), got "
+            f"{logits.shape}, {advantages.shape} and {weight.shape}."
+        )
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logps = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    pi = np.exp(logps)
+    logps, advantages = np.where(pi > 0, logps, 0.0), np.where(pi > 0, advantages, 0.0)
+
+    def covariance(x: Floats) -> Floats:
+        centred = x - (pi * x).sum(axis=1, keepdims=True)
+        return np.asarray((pi * (logps - (pi * logps).sum(axis=1, keepdims=True)) * centred).sum(axis=1))
+
+    policy, natural = covariance(pi * advantages), covariance(advantages)
+    return DistributionCovariance(
+        policy, natural, float(np.average(policy, weights=weight)), float(np.average(natural, weights=weight))
+    )
+
+
+def quantile_table(records: Sequence[StepRecords], level: Level = "token") -> list[QuantileTable]:
+    """Table 1 of arXiv 2505.22617 for each step: the mean covariance of the top shares of the recorded tokens."""
+    tables = []
+    for record in records:
+        values = _units(record, level)["covariance"].to_numpy(np.float64)
+        descending = -np.sort(-values)
+        rows = []
+        for fraction in (*TABLE_1_FRACTIONS, 1.0):
+            count = selection_count(fraction, len(values))
+            rows.append(QuantileRow(fraction, count, _mean(descending[:count])))
+        tables.append(QuantileTable(record.step, level, len(values), record.sampled, rows))
+    return tables
+
+
+def covariance_over_training(records: Sequence[StepRecords], level: Level = "token") -> list[StepCovariance]:
+    """The mean covariance, and that of the restrained tokens, in each step."""
+    points = []
+    for record in records:
+        values = _units(record, level)["covariance"].to_numpy(np.float64)
+        tokens = record.table("covariance", "selected")
+        chosen = tokens["covariance"][tokens["selected"]].to_numpy(np.float64)
+        points.append(
+            StepCovariance(
+                step=record.step,
+                learning_rate=record.learning_rate,
+                covariance=record.mean_covariance if level == "token" else _mean(values),
+                positive=_mean(values > 0),
+                selected=len(chosen) / max(len(tokens), 1),
+                selected_covariance=float(chosen.mean()) if len(chosen) else None,
+                entropy=record.mean_entropy,
+                entropy_after=record.mean_entropy_after,
+            )
+        )
+    return points
+
+
+def entropy_change(
+    records: Sequence[StepRecords], level: Level = "token", window: int = 1, seed: int = 0
+) -> EntropyChange:
+    """The entropy change of an update, measured on its own states, against learning rate times covariance (Fig. 8).
+
+    The theory predicts a negative relation: `dH = -eta * Cov`. Its step size is that of the policy's logits. The one
+    of an optimizer of shared weights is another, so that the sign and the correlation can be compared, not the slope.
+
+    Args:
+        records (sequence of [`StepRecords`]): steps without `entropy_after` are passed over.
+        level (`str`, *optional*): the level of the covariance.
+        window (`int`, *optional*, defaults to 1): recorded steps that a point averages, for less noise.
+        seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
+
+    Raises:
+        ValueError: Fewer than three points were measured.
+    """
+    measured = [record for record in records if record.mean_entropy_after is not None]
+    if window < 1:
+        raise ValueError(f"`window` must be at least 1 step, got {window}.")
+    if len(measured) // window < 3:
+        raise ValueError(
+            f"The entropy after an update is recorded in {len(measured)} of {len(records)} steps: that makes "
+            f"{len(measured) // window} points with a window of {window}, and a correlation needs three. A recorder "
+            "measures it with `entropy_change: true`."
+        )
+    points, prompts = [], []
+    for record in measured:
+        groups = _groups(record, level)
+        covariance = record.mean_covariance if level == "token" else _mean(groups["covariance"].to_numpy(np.float64))
+        assert record.mean_entropy_after is not None
+        change = record.mean_entropy_after - record.mean_entropy
+        points.append(StepChange(record.step, record.learning_rate, covariance, change))
+        prompts.append(groups.assign(x=record.learning_rate * groups["covariance"], step=record.step))
+    points = [_average(points[i : i + window]) for i in range(0, len(points) - window + 1, window)]
+    x = np.array([point.learning_rate * point.covariance for point in points])
+    y = np.array([point.change for point in points])
+
+    # Neighbouring steps are alike, as are the prompts of one step: they are drawn together.
+    block = round(len(points) ** (1 / 3))
+    blocks = np.arange(len(points)) // block
+    of_prompts = pd.concat(prompts, ignore_index=True)
+    clusters, resampled = of_prompts["step"].to_numpy(), "steps"
+    if len(measured) < _FEWEST_CLUSTERS:
+        clusters, resampled = np.arange(len(of_prompts)), "prompts"
+    centred = of_prompts[["x", "change"]] - of_prompts.groupby("step")[["x", "change"]].transform("mean")
+
+    return EntropyChange(
+        level=level,
+        window=window,
+        steps=points,
+        over_steps=_relation(x, y, blocks, f"blocks of {block} points", seed),
+        over_prompts=_relation(of_prompts["x"].to_numpy(), of_prompts["change"].to_numpy(), clusters, resampled, seed),
+        within_steps=_relation(centred["x"].to_numpy(), centred["change"].to_numpy(), clusters, resampled, seed),
+        covariance_positive=_mean(np.array([point.covariance > 0 for point in points])),
+        entropy_fell=_mean(y < 0),
+        sign_agrees=_mean((x * y < 0)[x != 0]),
+    )
+
+
+def by_difficulty(
+    records: Sequence[StepRecords], level: Level = "token", edges: Sequence[float] = ACCURACY_EDGES
+) -> list[DifficultyGroup]:
+    """The covariance by how often the prompt is solved: the paper finds it larger for easy prompts.
+
+    Args:
+        records (sequence of [`StepRecords`]): the steps, taken together.
+        level (`str`, *optional*): the level of the covariance.
+        edges (sequence of `float`, *optional*): ascending bounds of the mean reward of a prompt's completions. The
+            first and the last one are groups of their own.
+
+    Raises:
+        ValueError: A prompt's mean reward lies outside the edges.
+    """
+    frames = []
+    for record in records:
+        groups = _groups(record, level, "group_accuracy")
+        if record.mean_entropy_after is None:
+            groups["change"] = np.nan
+        frames.append(groups)
+    prompts = pd.concat(frames, ignore_index=True)
+    accuracy = prompts["group_accuracy"].to_numpy(np.float64).round(6)  # float32 means of rewards
+    if len(accuracy) and not edges[0] <= accuracy.min() <= accuracy.max() <= edges[-1]:
+        raise ValueError(
+            f"The mean reward of a prompt's completions goes from {accuracy.min():g} to {accuracy.max():g}, outside of "
+            f"the edges {', '.join(f'{edge:g}' for edge in edges)}: give others."
+        )
+    members = {f"{edges[0]:g}": accuracy == edges[0]}
+    for low, high in pairwise(edges):
+        last = high == edges[-1]
+        inside = (accuracy > low) & ((accuracy < high) if last else (accuracy <= high))
+        members[f"({low:g}, {high:g}{')' if last else ']'}"] = inside
+    members[f"{edges[-1]:g}"] = accuracy == edges[-1]
+    return [_difficulty_group(label, prompts[inside]) for label, inside in members.items()]
+
+
+def _difficulty_group(label: str, prompts: pd.DataFrame) -> DifficultyGroup:
+    covariance = prompts["covariance"].to_numpy(np.float64)
+    change = prompts["change"].dropna().to_numpy(np.float64)
+    return DifficultyGroup(
+        accuracy=label,
+        prompts=len(prompts),
+        covariance=float(covariance.mean()) if len(covariance) else None,
+        standard_error=float(covariance.std(ddof=1) / len(covariance) ** 0.5) if len(covariance) > 1 else None,
+        entropy=float(prompts["entropy"].mean()) if len(prompts) else None,
+        change=float(change.mean()) if len(change) else None,
+    )
+
+
+def _units(record: StepRecords, level: Level) -> pd.DataFrame:
+    """What the covariance is of: the tokens with `covariance`, or the completions with their own one and `group`.
+
+    A completion's covariance is `(l_i - mean l) * (A_i - mean A) * n / (n - 1)`, the means over the `n` recorded
+    completions of its prompt and `l` the mean log-probability of a token. The factor makes the mean over a prompt an
+    unbiased estimate however many of its completions the step has; a prompt with one is left out.
+    """
+    if level == "token":
+        return record.table("covariance").astype(np.float64)
+    if level != "sequence":
+        raise ValueError(f"`level` must be 'token' or 'sequence', got {level!r}.")
+    tokens = record.table("row_id", "group", "logp", "advantage").astype({"logp": np.float64, "advantage": np.float64})
+    completions = tokens.groupby("row_id", as_index=False).mean()
+    by_prompt = completions.groupby("group")
+    centred = completions[["logp", "advantage"]] - by_prompt[["logp", "advantage"]].transform("mean")
+    n = by_prompt["row_id"].transform("size")
+    completions["covariance"] = centred["logp"] * centred["advantage"] * n / (n - 1).clip(lower=1)
+    return completions[n > 1]
+
+
+def _groups(record: StepRecords, level: Level, *columns: str) -> pd.DataFrame:
+    """The prompts of a step: means of `covariance`, `entropy`, `change` (NaN where not measured) and `columns`.
+
+    At both levels the entropies are means over the prompt's tokens.
+    """
+    tokens = record.table("group", "covariance", "entropy", "entropy_after", *columns).astype(np.float64)
+    tokens["change"] = tokens["entropy_after"] - tokens["entropy"]
+    means = tokens.groupby("group")[["covariance", "entropy", "change", *columns]].mean()
+    if level == "sequence":
+        covariance = _units(record, level).groupby("group")["covariance"].mean()
+        means = means.drop(columns="covariance").join(covariance, how="inner")
+    return means.reset_index()
+
+
+def _average(points: Sequence[StepChange]) -> StepChange:
+    """One point of several: means, the covariance weighted by the learning rates so that their product stays."""
+    rates = np.array([point.learning_rate for point in points])
+    rate, change = float(rates.mean()), _mean(np.array([point.change for point in points]))
+    products = float((rates * [point.covariance for point in points]).mean())
+    covariance = products / rate if rate else _mean(np.array([point.covariance for point in points]))
+    return StepChange(points[-1].step, rate, covariance, change)
+
+
+def _relation(x: Floats, y: Floats, clusters: NDArray[np.int64], resampled: str, seed: int) -> Relation:
+    """Correlations with the percentile interval of a bootstrap that draws whole clusters.
+
+    For Spearman's the ranks are drawn as they are, not ranked again.
+    """
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y, clusters = x[finite], y[finite], clusters[finite]
+    pearson, spearman = _pearson(x, y), _pearson(_ranks(x), _ranks(y))
+    return Relation(
+        points=len(x),
+        pearson=pearson,
+        pearson_ci95=None if pearson is None else _interval(x, y, clusters, seed),
+        spearman=spearman,
+        spearman_ci95=None if spearman is None else _interval(_ranks(x), _ranks(y), clusters, seed),
+        slope=None if pearson is None else float(pearson * y.std() / x.std()),
+        resampled=resampled,
+    )
+
+
+def _interval(x: Floats, y: Floats, clusters: NDArray[np.int64], seed: int) -> tuple[float, float] | None:
+    """The middle 95% of Pearson's correlation over draws of as many clusters; None for too few clusters."""
+    names, cluster = np.unique(clusters, return_inverse=True)
+    if len(names) < _FEWEST_CLUSTERS:
+        return None
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    # A correlation needs six sums, and those of a draw are sums of the clusters' own.
+    sums = np.stack([np.bincount(cluster, term) for term in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), _BOOTSTRAP_DRAWS)
+    n, x1, y1, x2, y2, xy = (drawn @ sums).T
+    spread = (n * x2 - x1**2) * (n * y2 - y1**2)
+    varied = spread > 0
+    low, high = np.quantile((n * xy - x1 * y1)[varied] / np.sqrt(spread[varied]), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _pearson(x: Floats, y: Floats) -> float | None:
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(x: Floats) -> Floats:
+    ranks: Floats = pd.Series(x).rank().to_numpy()
+    return ranks
+
+
+def _mean(values: NDArray[np.generic]) -> float:
+    """The mean in float64; NaN of nothing."""
+    return float(values.mean(dtype=np.float64)) if len(values) else float("nan")

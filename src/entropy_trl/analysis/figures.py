@@ -1,0 +1,390 @@
+"""The figures of a report: drawn with matplotlib, saved as SVG and PNG, and made ready to stand in a page.
+
+In a page the colours of a figure are CSS variables (`PAGE_COLOURS`, defined in `report.css`), so that it follows the
+page into dark mode, and its text is text in the page's own font. A colour that has no variable is an error.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from entropy_trl.analysis.law import LawFit
+from entropy_trl.analysis.runs import Series
+
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.markers import MarkerStyle
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+except ImportError as error:
+    raise ImportError("matplotlib is needed for figures: pip install 'entropy-trl[analysis]'") from error
+
+
+Array = npt.NDArray[np.float64]
+
+
+class Style(NamedTuple):
+    """How a method is drawn: the line style and the marker say the same as the colour, without colour."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers. A known method has the same style everywhere.
+STYLES: dict[str, Style] = {
+    "grpo": Style("#000000", "-", "o"),
+    "clip_higher": Style("#E69F00", "--", "s"),
+    "clip_cov": Style("#0072B2", "-", "^"),
+    "kl_cov": Style("#D55E00", "-", "D"),
+    "clip_random": Style("#56B4E9", ":", "v"),
+    "kl_random": Style("#CC79A7", ":", "P"),
+}
+_OTHERS = (Style("#009E73", "-.", "X"), *STYLES.values())
+_LINES = ("-", "--", "-.", ":")
+
+_INK, _MUTED, _GRID = "#1b1b1b", "#595959", "#d9d9d9"
+
+#: What a colour of a figure is in a page.
+PAGE_COLOURS = {
+    "#000000": "var(--ink)",
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--grid)",
+    "#e69f00": "var(--orange)",
+    "#0072b2": "var(--blue)",
+    "#d55e00": "var(--vermilion)",
+    "#56b4e9": "var(--sky)",
+    "#cc79a7": "var(--purple)",
+    "#009e73": "var(--green)",
+}
+
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "entropy-trl",  # the same figure has the same ids
+    "text.parse_math": False,  # names of runs may have dollar signs
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "grid.color": _GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_SIZE = (4.7, 3.1)  # inches; 72 of its units are an inch in the page, so that text keeps its size on a phone
+_MOST_POINTS = 300  # of a line; more cannot be told apart at this width
+_LONGEST_NAME = 40
+_LEGEND_COLUMNS = 4
+_FILE_ONLY = "file-only"  # id of what is in the files and not in the page
+
+
+def styles(groups: Sequence[str]) -> dict[str, Style]:
+    """A style for each group of runs: that of the method after which it is named, or else one that is free."""
+    known = {group: _method(group) for group in groups if _method(group) in STYLES}
+    chosen = {group: STYLES[method] for group, method in known.items()}
+    free = [style for style in _OTHERS if style not in chosen.values()] or list(_OTHERS)
+    for i, group in enumerate(group for group in groups if group not in chosen):
+        style = free[i % len(free)]
+        turn = _LINES[(_LINES.index(style.line) + i // len(free)) % len(_LINES)]
+        chosen[group] = style._replace(line=turn)
+    return {group: chosen[group] for group in groups}
+
+
+def _method(group: str) -> str:
+    return re.sub(r"[^a-z]+", "_", group.lower())
+
+
+class Curve(NamedTuple):
+    """A metric of one group: the mean of its runs where all have values, their range, and the runs by seed."""
+
+    steps: npt.NDArray[np.int64]
+    mean: Array
+    low: Array
+    high: Array
+    runs: dict[str, Series]
+
+
+def curves(lines: Mapping[str, Curve], chosen: Mapping[str, Style], label: str) -> Figure:
+    """One line a group over the steps, with the range of its runs as a band; runs that go on alone are thin lines."""
+    figure, axes = _start("step", label)
+    for group, line in lines.items():
+        style = chosen[group]
+        if len(line.runs) > 1:
+            steps, low, high = _thinned(line.steps, line.low, line.high)
+            axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, linewidth=0)
+            for series in line.runs.values():
+                if len(line.steps) == 0 or series.steps[-1] > line.steps[-1]:
+                    axes.plot(*_thinned(*series), color=style.colour, linestyle=style.line, linewidth=0.7, alpha=0.7)
+        marker = style.marker if len(line.steps) <= 12 else ""
+        axes.plot(
+            *_thinned(line.steps, line.mean),
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=1.8,
+            marker=marker,
+            markersize=3.5,
+        )
+    _from_zero(axes)
+    return figure
+
+
+def law(fits: Sequence[LawFit], bands: Sequence[Callable[[Array], tuple[Array, Array]]], style: Style) -> Figure:
+    """R against exp(H): points, fitted line with the interval of its mean, and the ceiling at H = 0.
+
+    Args:
+        fits: of the runs of one group.
+        bands: for each, the interval at values of exp(H).
+        style: of the group.
+    """
+    figure, axes = _start("exp(H)", "R")
+    largest = max(float(np.exp(fit.entropy).max()) for fit in fits)
+    x = np.linspace(1.0, 1.0 + 1.04 * (largest - 1.0), 60)
+    for fit, band in zip(fits, bands, strict=True):
+        low, high = band(x)
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.16 / len(fits) ** 0.5, linewidth=0)
+        axes.plot(x, fit.predict(np.log(x)), color=style.colour, linewidth=1.4)
+        axes.plot(np.exp(fit.entropy), fit.reward, style.marker, color=style.colour, markersize=4, alpha=0.75)
+        axes.plot([1.0], [fit.ceiling], "*", color=style.colour, markersize=10, clip_on=False, zorder=3)
+    rewards = np.concatenate([fit.reward for fit in fits] + [[fit.ceiling for fit in fits]])
+    margin = 0.25 * (float(np.ptp(rewards)) or 0.1)  # a wide interval shall not hide the points
+    axes.set_ylim(rewards.min() - margin, rewards.max() + margin)
+    axes.set_xlim(1.0, x[-1])
+    return figure
+
+
+def histogram(values: Mapping[str, Array], chosen: Mapping[str, Style], label: str) -> Figure:
+    """Shares of the values in 48 bins, on a logarithmic scale."""
+    figure, axes = _start(label, "share of the tokens")
+    everything = np.concatenate(list(values.values()))
+    low, high = float(everything.min()), float(everything.max())
+    edges = np.linspace(low, high if high > low else low + 1.0, 49)
+    for group, of_group in values.items():
+        shares = np.histogram(of_group, edges)[0] / len(of_group)
+        style = chosen[group]
+        axes.stairs(
+            np.where(shares > 0, shares, np.nan), edges, color=style.colour, linestyle=style.line, linewidth=1.4
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    return figure
+
+
+def scatter(
+    points: Mapping[str, tuple[Array, Array]], chosen: Mapping[str, Style], x_label: str, y_label: str
+) -> Figure:
+    """Points by group, and the two zero lines."""
+    figure, axes = _start(x_label, y_label)
+    axes.axhline(0, color=_MUTED, linewidth=0.8)
+    axes.axvline(0, color=_MUTED, linewidth=0.8)
+    for group, (x, y) in points.items():
+        axes.plot(x, y, chosen[group].marker, color=chosen[group].colour, markersize=4, alpha=0.75)
+    return figure
+
+
+def categories(
+    values: Mapping[str, Sequence[tuple[float | None, float | None]]],
+    names: Sequence[str],
+    chosen: Mapping[str, Style],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Values with standard errors by category, the groups side by side."""
+    figure, axes = _start(x_label, y_label)
+    axes.axhline(0, color=_MUTED, linewidth=0.8)
+    for i, (group, of_group) in enumerate(values.items()):
+        known = [(at, value, error or 0.0) for at, (value, error) in enumerate(of_group) if value is not None]
+        if not known:
+            continue
+        at, value, errors = (np.array(column, dtype=np.float64) for column in zip(*known, strict=True))
+        shift = 0.5 * ((i + 0.5) / len(values) - 0.5)
+        style = chosen[group]
+        axes.errorbar(
+            at + shift, value, errors, fmt=style.marker, color=style.colour, markersize=4.5, elinewidth=1.2, capsize=0
+        )
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(visible=False, axis="x")
+    return figure
+
+
+def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=_SIZE)
+        axes = figure.add_subplot()
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
+
+
+def _from_zero(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    if 0 < axes.dataLim.y0 < 0.6 * high or (low < 0 <= axes.dataLim.y0):
+        axes.set_ylim(bottom=0)
+
+
+def _thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Columns of one length, or evenly spread rows of them where they are long, the first and the last among them."""
+    count = len(columns[0])
+    if count <= _MOST_POINTS:
+        return list(columns)
+    rows = np.linspace(0, count - 1, _MOST_POINTS).round().astype(np.int64)
+    return [column[rows] for column in columns]
+
+
+def publish(
+    figure: Figure, name: str, title: str, finding: str, legend: Mapping[str, Style], folder: Path | None
+) -> str:
+    """Writes `NAME.svg` and `NAME.png`, with a title and a legend, and returns the figure as an element of a page.
+
+    The page has its own headings and legend, so that the element has none.
+
+    Args:
+        figure: from one of the functions above.
+        name: of the files, and in the element's ids; unique in the page.
+        title: of the figure.
+        finding: what it shows, in words, for those who do not see it.
+        legend: the styles by the name of the group.
+        folder: where the files go; no files if None.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        rows = -(-len(legend) // _LEGEND_COLUMNS)
+        above, below = 0.3, 0.1 + 0.22 * rows  # inches
+        width, height = _SIZE
+        total = above + height + below
+        figure.set_size_inches(width, total)
+        figure.set_layout_engine("constrained", rect=(0, below / total, 1, height / total))
+        heading = figure.text(0.5, 1 - 0.08 / total, shortened(title), va="top", ha="center", fontsize=11)
+        heading.set_gid(_FILE_ONLY)
+        figure.patch.set_gid(_FILE_ONLY)
+        _add_legend(figure, legend)
+        svg = StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        if folder is not None:
+            (folder / f"{name}.svg").write_text(svg.getvalue(), encoding="utf-8")
+            figure.set_layout_engine("none")  # everything is in its place
+            figure.savefig(folder / f"{name}.png", dpi=160)
+    return page_element(svg.getvalue(), name, title, finding, tuple(72 * x for x in (0, above, width, height)))
+
+
+def _add_legend(figure: Figure, legend: Mapping[str, Style]) -> None:
+    if not legend:
+        return
+    handles = [
+        Line2D([], [], color=s.colour, linestyle=s.line, linewidth=1.8, marker=s.marker, markersize=4)
+        for s in legend.values()
+    ]
+    # A label that begins with "_" would be left out: the names are set afterwards.
+    blank = [str(i) for i in range(len(handles))]
+    columns = min(len(handles), _LEGEND_COLUMNS)
+    box = figure.legend(handles, blank, loc="lower center", ncols=columns, frameon=False, fontsize=9)
+    box.set_gid(_FILE_ONLY)
+    box.set_in_layout(False)
+    for text, name in zip(box.get_texts(), legend, strict=True):
+        text.set_text(shortened(name))
+
+
+def marker_outline(marker: str) -> str:
+    """A marker as the path of an SVG, about 7 units wide around 0."""
+    style = MarkerStyle(marker)
+    outline = style.get_path().transformed(style.get_transform()).to_polygons(closed_only=False)
+    points: list[list[list[float]]] = [np.asarray(polygon).tolist() for polygon in outline]
+    return " ".join("M" + "L".join(f"{6 * x:.1f} {-6 * y:.1f}" for x, y in polygon) + "Z" for polygon in points)
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be seen, or would turn the direction of writing, replaced by a sign for it."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def shortened(text: str) -> str:
+    """A name that fits into a legend."""
+    text = printable(text)
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+
+
+def page_element(svg: str, name: str, title: str, finding: str, box: Sequence[float]) -> str:
+    """matplotlib's SVG as an `<svg>` of an HTML page, with the page's colours and font.
+
+    Args:
+        svg: what matplotlib has written.
+        name: prefix of all ids, unique in the page.
+        title: short name of the figure.
+        finding: the alternative text.
+        box: the part that is shown: x, y, width and height, in points.
+
+    Raises:
+        ValueError: A colour has no variable in `PAGE_COLOURS`.
+    """
+    source = ElementTree.fromstring(svg)
+    referenced = set(re.findall(r"#([\w.-]+)", " ".join(v for e in source.iter() for v in e.attrib.values())))
+    attributes = {"viewBox": " ".join(f"{x:g}" for x in box), "role": "img", "aria-label": printable(finding)}
+    root = ElementTree.Element("svg", attributes)
+    ElementTree.SubElement(root, "title").text = printable(title)
+    for child in source:
+        _copy(child, root, name, referenced)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _copy(element: ElementTree.Element, parent: ElementTree.Element, name: str, referenced: set[str]) -> None:
+    tag = _local(element.tag)
+    if tag in ("metadata", "style") or element.get("id") == _FILE_ONLY:
+        return
+    copy = ElementTree.SubElement(parent, tag)
+    copy.text = element.text if tag == "text" else None
+    for key, value in element.attrib.items():
+        key = _local(key)
+        if key == "id":
+            if value in referenced:
+                copy.set("id", f"{name}-{value}")
+        elif key == "style":
+            copy.set("style", _page_style(value))
+        elif key == "href":
+            copy.set("href", f"#{name}-{value.removeprefix('#')}")
+        elif key == "clip-path":
+            copy.set(key, value.replace("url(#", f"url(#{name}-"))
+        elif key in ("d", "x", "y", "transform"):
+            copy.set(key, _rounded(value))
+        else:
+            copy.set(key, value)
+    for child in element:
+        _copy(child, copy, name, referenced)
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _page_style(style: str) -> str:
+    declarations = []
+    for declaration in style.split(";"):
+        prop, _, value = (part.strip() for part in declaration.partition(":"))
+        if prop == "font-family" or not prop:
+            continue
+        if value.startswith("#"):
+            if value.lower() not in PAGE_COLOURS:
+                raise ValueError(f"{prop}: {value} has no CSS variable; the colours that have one are {PAGE_COLOURS}.")
+            value = PAGE_COLOURS[value.lower()]
+        declarations.append(f"{prop}:{value}")
+    return ";".join(declarations)
+
+
+def _rounded(numbers: str) -> str:
+    """Coordinates to a hundredth of a unit."""
+    short = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), numbers)
+    return " ".join(short.split())

@@ -1,0 +1,270 @@
+"""The section on the covariance, and coloured completions, from the token records of the runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from markupsafe import Markup
+
+from entropy_trl.analysis import covariance, figures, tokens
+from entropy_trl.analysis.records import FOLDER, StepRecords, read_records
+from entropy_trl.analysis.report.curves import COVARIANCE_UNIT, curve, curve_numbers, numbers_of
+from entropy_trl.analysis.report.page import Page, PageFigure, full_name
+from entropy_trl.analysis.report.values import NONE, number
+from entropy_trl.analysis.runs import Run, Series
+
+
+_TOKEN_ROWS = 8
+_COMPLETIONS, _COMPLETION_TOKENS = 2, 400  # a step, and tokens of each that are shown
+
+
+def section(page: Page) -> dict[str, Any] | None:
+    """The analyses of the token records; None where no run has any."""
+    recorded: dict[str, dict[str, list[StepRecords]]] = {}
+    for group, label, run in page.each():
+        folder = _records_folder(run)
+        if folder is not None:
+            recorded.setdefault(group, {})[label] = read_records(folder)
+    if not recorded:
+        page.missing.append("Covariance of tokens: no token records (token_records of the trainer).")
+        return None
+    first = {group: next(iter(of_group.items())) for group, of_group in recorded.items()}
+    records = {group: of_run for group, (_, of_run) in first.items()}
+    numbers = page.numbers["covariance"] = {"runs": {group: label for group, (label, _) in first.items()}}
+    tables = {
+        group: covariance.quantile_table([of_run[0], of_run[-1]] if len(of_run) > 1 else of_run)
+        for group, of_run in records.items()
+    }
+    numbers["quantiles"] = {group: [asdict(table) for table in of_run] for group, of_run in tables.items()}
+    found = {group: _chosen_tokens(of_run) for group, of_run in records.items()}
+    numbers["tokens"] = {
+        group: {
+            "chosen_by": chosen.chosen_by,
+            "tokens": [asdict(row) for row in chosen.tokens[:_TOKEN_ROWS]],
+        }
+        for group, chosen in found.items()
+    }
+    drawn = [_covariance_curve(page, recorded), _covariance_histogram(page, records)]
+    drawn += [figure for figure in (_entropy_change(page, records), _difficulty(page, records)) if figure]
+    runs = [full_name(group, label) for group, (label, _) in first.items()]
+    return {
+        "figures": drawn,
+        "runs": ", ".join(runs),
+        "quantiles": _quantile_rows(tables),
+        "tokens": [(group, chosen, chosen.tokens[:_TOKEN_ROWS]) for group, chosen in found.items()],
+        "visible": lambda token: json.dumps(token, ensure_ascii=False),
+        "completions": {group: Markup(_completions(of_run)) for group, of_run in records.items()},
+    }
+
+
+def _covariance_curve(page: Page, recorded: Mapping[str, Mapping[str, list[StepRecords]]]) -> PageFigure:
+    lines = {
+        group: curve({label: _record_series(of_run) for label, of_run in of_group.items()})
+        for group, of_group in recorded.items()
+    }
+    page.numbers["covariance"]["over_training"] = {g: curve_numbers(line) for g, line in lines.items()}
+    findings = []
+    for group, of_group in recorded.items():
+        means = np.array([record.mean_covariance for of_run in of_group.values() for record in of_run])
+        positive = 100 * float((means > 0).mean())
+        findings.append(
+            f"{group} has {number(float(means.mean()))} on average, above 0 in {positive:.0f}% of the steps"
+        )
+    drawing = figures.curves(lines, page.styles, COVARIANCE_UNIT)
+    head, rows = numbers_of(lines)
+    note = "The theory of the paper: entropy falls while it is above 0."
+    title = "Mean covariance over training"
+    return page.figure(drawing, "recorded-covariance", title, findings, note, (head, rows), lines)
+
+
+def _covariance_histogram(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure:
+    values = {
+        group: np.concatenate([record.table("covariance")["covariance"].to_numpy(np.float64) for record in of_run])
+        for group, of_run in records.items()
+    }
+    drawing = figures.histogram(values, page.styles, f"covariance, {COVARIANCE_UNIT}")
+    levels = (0.01, 0.5, 0.98, 0.998)
+    quantiles = {group: np.quantile(of_run, levels) for group, of_run in values.items()}
+    head = ["", "tokens", "lowest", *(f"{100 * level:g}% quantile" for level in levels), "highest"]
+    rows = [
+        [g, f"{len(v):,}", number(v.min()), *(number(q) for q in quantiles[g]), number(v.max())]
+        for g, v in values.items()
+    ]
+    page.numbers["covariance"]["distribution"] = {
+        group: {"tokens": len(v), "lowest": v.min(), "highest": v.max()}
+        | {"quantiles": dict(zip(map(str, levels), quantiles[group].tolist(), strict=True))}
+        for group, v in values.items()
+    }
+    findings = [
+        f"{group} has a median of {number(float(np.median(v)))} and a highest covariance of {number(v.max())}"
+        for group, v in values.items()
+    ]
+    note = "All recorded tokens of all recorded steps; the scale of the shares is logarithmic."
+    title = "Covariance of the tokens"
+    return page.figure(drawing, "covariance-histogram", title, findings, note, (head, rows), values)
+
+
+def _entropy_change(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure | None:
+    changes = {
+        group: covariance.entropy_change(of_run)
+        for group, of_run in records.items()
+        if sum(record.mean_entropy_after is not None for record in of_run) >= 3
+    }
+    if not changes:
+        page.missing.append("Entropy change by an update: not recorded in three steps (entropy_change: true).")
+        return None
+    points = {
+        group: (
+            np.array([1e3 * step.learning_rate * step.covariance for step in change.steps]),
+            np.array([1e3 * step.change for step in change.steps]),
+        )
+        for group, change in changes.items()
+    }
+    drawing = figures.scatter(points, page.styles, "1000 * learning rate * covariance", "entropy change, nats / 1000")
+    page.numbers["covariance"]["entropy_change"] = {group: asdict(change) for group, change in changes.items()}
+    findings = [
+        f"{group} has a correlation of {_correlation(change.over_steps)} over {change.over_steps.points} steps, "
+        f"and of {_correlation(change.over_prompts)} over {change.over_prompts.points} prompts"
+        for group, change in changes.items()
+    ]
+    head = ["", "over", "points", "Pearson [95%]", "Spearman [95%]", "entropy moved as the sign says"]
+    rows = [
+        [
+            group,
+            over,
+            str(relation.points),
+            _correlation(relation),
+            _correlation(relation, rank=True),
+            f"{100 * change.sign_agrees:.0f}%" if over == "steps" else "",
+        ]
+        for group, change in changes.items()
+        for over, relation in (
+            ("steps", change.over_steps),
+            ("prompts", change.over_prompts),
+            ("prompts within a step", change.within_steps),
+        )
+    ]
+    note = "Measured on the same states before and after the update (Fig. 8). The theory says negative."
+    title = "Entropy change against covariance"
+    return page.figure(drawing, "entropy-change", title, findings, note, (head, rows), changes)
+
+
+def _difficulty(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure | None:
+    by_group = {}
+    for group, of_run in records.items():
+        try:
+            by_group[group] = covariance.by_difficulty(of_run)
+        except ValueError as error:
+            page.missing.append(f"Covariance by difficulty, {group}: {error}")
+    if not by_group:
+        return None
+    names = [_short(row.accuracy) for row in next(iter(by_group.values()))]
+    values = {group: [(row.covariance, row.standard_error) for row in rows] for group, rows in by_group.items()}
+    drawing = figures.categories(values, names, page.styles, "accuracy of the prompt in its rollout", COVARIANCE_UNIT)
+    page.numbers["covariance"]["difficulty"] = {g: [asdict(row) for row in rows] for g, rows in by_group.items()}
+    findings = [
+        f"{group} is highest for an accuracy of {max(known, key=lambda row: row.covariance or 0.0).accuracy}"
+        for group, rows in by_group.items()
+        if (known := [row for row in rows if row.covariance is not None])
+    ]
+    head = ["", "accuracy", "prompts", "covariance", "standard error", "entropy"]
+    table = [
+        [g, row.accuracy, str(row.prompts), *map(number, (row.covariance, row.standard_error, row.entropy))]
+        for g, rows in by_group.items()
+        for row in rows
+    ]
+    note = "Means over prompts with standard errors. All completions right or all wrong: the advantages are 0."
+    title = "Covariance by difficulty of the prompt"
+    return page.figure(drawing, "covariance-difficulty", title, findings, note, (head, table), by_group)
+
+
+def _short(interval: str) -> str:
+    """`(0.25, 0.5]` as `≤0.5`, for the axis."""
+    if "," not in interval:
+        return interval
+    return ("≤" if interval.endswith("]") else "<") + interval.partition(", ")[2][:-1]
+
+
+def _records_folder(run: Run) -> Path | None:
+    """The folder of the run, if it has token records."""
+    if run.path is None:
+        return None
+    folder = run.path if run.path.is_dir() else run.path.parent
+    candidates = (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,)
+    return next((f for f in candidates if any((f / FOLDER).glob("step-*.parquet"))), None)
+
+
+def _record_series(records: Sequence[StepRecords]) -> Series:
+    steps: npt.NDArray[np.int64] = np.array([record.step for record in records], dtype=np.int64)
+    return Series(steps, np.array([record.mean_covariance for record in records], dtype=np.float64))
+
+
+def _quantile_rows(tables: Mapping[str, list[covariance.QuantileTable]]) -> dict[str, Any]:
+    columns = [(group, table) for group, of_group in tables.items() for table in of_group]
+    fractions = [row.fraction for row in columns[0][1].rows]
+    rows = [
+        [
+            "all" if fraction == 1 else f"top {100 * fraction:g}%",
+            *(f"{number(table.rows[i].covariance)} ({table.rows[i].count:,})" for _, table in columns),
+        ]
+        for i, fraction in enumerate(fractions)
+    ]
+    sampled = any(table.sampled for _, table in columns)
+    return {"head": ["tokens", *(f"{group}, step {table.step}" for group, table in columns)], "rows": rows} | {
+        "sampled": sampled
+    }
+
+
+def _chosen_tokens(records: Sequence[StepRecords]) -> tokens.SelectedTokens:
+    restrained = any(record.table("selected")["selected"].any() for record in records)
+    return tokens.selected_tokens(records, None if restrained else 0.02)
+
+
+def _correlation(relation: covariance.Relation, rank: bool = False) -> str:
+    value = relation.spearman if rank else relation.pearson
+    interval = relation.spearman_ci95 if rank else relation.pearson_ci95
+    if value is None:
+        return NONE
+    return f"{value:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
+
+
+def _completions(records: Sequence[StepRecords]) -> str:
+    """The completions with the largest covariances of the first and the last recorded step, as HTML."""
+    parts = []
+    for record in [records[0], records[-1]] if len(records) > 1 else records:
+        table = record.table()
+        scale = tokens.covariance_scale(table["covariance"].to_numpy())
+        parts.append(f"<h4>Step {record.step}</h4>\n{tokens.legend_html(scale)}")
+        by_row = table.groupby("row_id")
+        rank = pd.DataFrame({"selected": by_row["selected"].any(), "largest": by_row["covariance"].max()})
+        order = rank.sort_values(["selected", "largest"], ascending=False, kind="stable").index
+        for row_id in order[:_COMPLETIONS]:
+            completion = by_row.get_group(row_id).sort_values("position")
+            first = completion.iloc[0]
+            title = (
+                f"Completion {row_id}: reward {first['reward']:g}, advantage {first['advantage']:+.2f}, mean reward of "
+                f"its prompt {first['group_accuracy']:.2f}"
+            )
+            shown = _around_largest(completion)
+            if len(shown) < len(completion):
+                ends = shown["position"].iloc[[0, -1]]
+                title += f"; tokens {ends.iloc[0]} to {ends.iloc[1]} of {len(completion)}"
+            parts.append(tokens.completion_html(shown, scale, title, record.prompts.get(int(first["group"]))))
+    scrolling = '<div class="scroll" role="group" tabindex="0" aria-label="The tokens with the largest covariances">'
+    # The fragment's own text is escaped, so that these tags are its tables and headings.
+    html = "".join(parts).replace("<table>", f"{scrolling}<table>").replace("</table>", "</table></div>")
+    return html.replace("<h3>", "<h5>").replace("</h3>", "</h5>")
+
+
+def _around_largest(completion: pd.DataFrame) -> pd.DataFrame:
+    """At most `_COMPLETION_TOKENS` tokens, those around the one with the largest covariance."""
+    if len(completion) <= _COMPLETION_TOKENS:
+        return completion
+    largest = int(completion["covariance"].abs().to_numpy().argmax())
+    start = min(max(largest - _COMPLETION_TOKENS // 2, 0), len(completion) - _COMPLETION_TOKENS)
+    return completion.iloc[start : start + _COMPLETION_TOKENS]

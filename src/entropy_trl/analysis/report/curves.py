@@ -1,0 +1,187 @@
+"""Curves of what was logged: a figure a metric, a line a group, with the range of its seeds as a band."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from entropy_trl.analysis import figures
+from entropy_trl.analysis.figures import Curve
+from entropy_trl.analysis.report.page import Page, PageFigure, full_name
+from entropy_trl.analysis.report.values import NONE, number, spread
+from entropy_trl.analysis.runs import Run, Series
+
+
+COVARIANCE_UNIT = "nats times advantage"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of the curves.
+
+    Attributes:
+        key: of the figure.
+        title: of the figure.
+        unit: label of its axis.
+        metrics: the kind of metric ([`METRIC_NAMES`]), or the names under which it is logged.
+        noisy: whether its running mean is drawn.
+    """
+
+    key: str
+    title: str
+    unit: str
+    metrics: str | tuple[str, ...]
+    noisy: bool = False
+
+
+SECTIONS: dict[str, tuple[Panel, ...]] = {
+    "Entropy, reward and accuracy": (
+        Panel("entropy", "Policy entropy", "nats a token", "entropy"),
+        Panel("reward", "Training reward", "mean reward", "reward", noisy=True),
+        Panel("accuracy", "Accuracy of evaluations", "accuracy", "accuracy"),
+        Panel("pass-at-k", "pass@k of evaluations", "share of the prompts", "pass_at_k"),
+        Panel("length", "Length of completions", "tokens", "length", noisy=True),
+    ),
+    "Clipping, selection and updates": (
+        Panel("clip", "Tokens stopped by the ratio clip", "share of the tokens", "clip_fraction", noisy=True),
+        Panel("selected", "Tokens restrained by the control", "share of the tokens", "selected_fraction"),
+        Panel("covariance", "Mean covariance (logged)", COVARIANCE_UNIT, "covariance", noisy=True),
+        Panel("kl", "KL divergence from the reference", "nats a token", "kl", noisy=True),
+        Panel("grad-norm", "Gradient norm before clipping", "norm", "grad_norm", noisy=True),
+    ),
+    "Diversity": (
+        Panel("distinct", "Distinct completions of a prompt", "completions", "distinct_completions", noisy=True),
+        Panel("distinct-correct", "Distinct correct completions", "completions", "distinct_correct", noisy=True),
+        Panel(
+            "answers",
+            "Distinct answers of a prompt",
+            "answers",
+            ("math_reward/distinct_answers", "train/math_reward/distinct_answers"),
+            noisy=True,
+        ),
+        Panel("solved", "Prompts with a correct completion", "share of the prompts", "solved", noisy=True),
+    ),
+}
+
+
+def sections(page: Page) -> list[tuple[str, list[PageFigure]]]:
+    """The sections that have a figure at least."""
+    return [(name, drawn) for name, panels in SECTIONS.items() if (drawn := _section(page, panels))]
+
+
+def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
+    drawn = []
+    for panel in panels:
+        lines, names, absent = _lines(page, panel)
+        if not lines:
+            page.missing.append(f"{panel.title}: not logged.")
+            continue
+        if absent:
+            page.missing.append(f"{panel.title}: not logged by {', '.join(absent)}.")
+        note = f"Logged as {', '.join(names)}."
+        if panel.noisy and page.smooth > 1:
+            note += f" Running mean of {page.smooth} logged points."
+        drawing = figures.curves(lines, page.styles, panel.unit)
+        findings = [f"{group} {trend(line)}" for group, line in lines.items()]
+        drawn.append(page.figure(drawing, panel.key, panel.title, findings, note, numbers_of(lines), lines))
+        page.numbers.setdefault("curves", {})[panel.key] = {
+            "title": panel.title,
+            "unit": panel.unit,
+            "metrics": names,
+            "smoothed": panel.noisy and page.smooth > 1,
+            "groups": {group: curve_numbers(line) for group, line in lines.items()},
+        }
+    return drawn
+
+
+def _lines(page: Page, panel: Panel) -> tuple[dict[str, Curve], list[str], list[str]]:
+    """The lines of the groups, the names of the metrics, and the runs that have none."""
+    lines: dict[str, Curve] = {}
+    names: dict[str, None] = {}
+    absent: list[str] = []
+    for group, members in page.groups.items():
+        series: dict[str, Series] = {}
+        for label, run in members.items():
+            metric = _metric(page, panel, run)
+            values = None if metric is None else _finite(run, metric)
+            if metric is None or values is None:
+                absent.append(full_name(group, label))
+                continue
+            names[metric] = None
+            series[label] = _smoothed(values, page.smooth) if panel.noisy else values
+            page.last.setdefault(panel.key, {})[group, label] = float(series[label].values[-1])
+        if series:
+            lines[group] = curve(series)
+    return lines, list(names), absent
+
+
+def _metric(page: Page, panel: Panel, run: Run) -> str | None:
+    if panel.key in page.chosen:
+        metric = page.chosen[panel.key]
+        return metric if metric in run.metrics else None
+    if isinstance(panel.metrics, str):
+        return run.find(panel.metrics)
+    return next((name for name in panel.metrics if name in run.metrics), None)
+
+
+def _finite(run: Run, metric: str) -> Series | None:
+    """The series without infinite values; None if nothing is left."""
+    try:
+        series = run.series(metric)
+    except ValueError:  # NaN only
+        return None
+    finite = np.isfinite(series.values)
+    return Series(series.steps[finite], series.values[finite]) if finite.any() else None
+
+
+def _smoothed(series: Series, window: int) -> Series:
+    """The mean of the last `window` points at each point, of fewer at the start."""
+    total = np.concatenate([[0.0], np.cumsum(series.values)])
+    ends = np.arange(1, len(series.values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return Series(series.steps, (total[ends] - total[starts]) / (ends - starts))
+
+
+def curve(runs: dict[str, Series]) -> Curve:
+    """Mean and range of the runs over the steps that all of them reach, interpolated where their steps differ."""
+    first = max(series.steps[0] for series in runs.values())
+    last = min(series.steps[-1] for series in runs.values())
+    steps = np.unique(np.concatenate([series.steps for series in runs.values()]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    values = np.array([np.interp(steps, series.steps, series.values) for series in runs.values()])
+    return Curve(steps, values.mean(axis=0), values.min(axis=0), values.max(axis=0), runs)
+
+
+def trend(line: Curve) -> str:
+    """What a line does from its start to its end, in words."""
+    if len(line.steps) == 0:
+        return "has runs without common steps"
+    first, last = float(line.mean[0]), float(line.mean[-1])
+    if len(line.steps) == 1:
+        return f"is {number(first)}"
+    if abs(last - first) <= 0.05 * max(abs(first), abs(last)):
+        return f"stays near {number(last)}"
+    return f"{'rises' if last > first else 'falls'} from {number(first)} to {number(last)}"
+
+
+def numbers_of(lines: Mapping[str, Curve]) -> tuple[list[str], list[list[str]]]:
+    """The lines as a table of a few steps."""
+    steps = spread(np.unique(np.concatenate([line.steps for line in lines.values()])).tolist())
+    rows = []
+    for step in steps:
+        cells = []
+        for line in lines.values():
+            if len(line.steps) == 0 or not line.steps[0] <= step <= line.steps[-1]:
+                cells.append(NONE)
+                continue
+            mean, low, high = (float(np.interp(step, line.steps, values)) for values in line[1:4])
+            of_runs = f" ({number(low)} to {number(high)})" if len(line.runs) > 1 else ""
+            cells.append(number(mean) + of_runs)
+        rows.append([f"{step:,}", *cells])
+    return ["step", *lines], rows
+
+
+def curve_numbers(line: Curve) -> dict[str, Any]:
+    runs = {label: {"steps": series.steps, "values": series.values} for label, series in line.runs.items()}
+    return {"steps": line.steps, "mean": line.mean, "low": line.low, "high": line.high, "runs": runs}

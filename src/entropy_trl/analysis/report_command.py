@@ -1,0 +1,67 @@
+"""The command `entropy-trl report`: its options, and the page that it writes."""
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from entropy_trl.analysis.pairs import one_benchmark
+from entropy_trl.analysis.report import SMOOTH, check_metrics, page_path, write_report
+from entropy_trl.analysis.runs import Run, read_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `entropy-trl report`."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]RUN",
+        help="run folders, folders of them, or logs of any trainer; runs of one NAME, or of names that differ in a "
+        "-seedN at the end only, are drawn as one line with a band",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report"),
+        metavar="FOLDER",
+        help="where report.html, report.json and figures go, or a name that ends in .html (default: report)",
+    )
+    parser.add_argument("--title", help="of the page (default: the names of the runs)")
+    parser.add_argument("--entropy", metavar="METRIC", help="the metric to take as the entropy, nats a token")
+    parser.add_argument("--reward", metavar="METRIC", help="the metric to take as the reward, in curves and law")
+    parser.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        help="the evaluation data set, where TRL evaluated on several under the same names",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=int,
+        default=SMOOTH,
+        metavar="N",
+        help=f"logged points in the running mean of noisy training metrics; 1 for none (default: {SMOOTH})",
+    )
+
+
+def prepare(options: argparse.Namespace) -> list[Run]:
+    """Reads the runs and checks the options.
+
+    Raises:
+        ValueError, OSError, ImportError: A mistake of the user's, in one line.
+    """
+    if find_spec("scipy") is None:
+        raise ImportError("The report fits the law with SciPy: pip install 'entropy-trl[analysis]'")
+    if options.smooth < 1:
+        raise ValueError(f"--smooth must be at least 1 point, got {options.smooth}.")
+    runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
+    check_metrics(runs, (options.entropy, options.reward))
+    folder = page_path(options.output).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return runs
+
+
+def main(runs: Sequence[Run], options: argparse.Namespace) -> int:
+    """Writes the page, and prints where it is. Returns the exit code."""
+    page = write_report(runs, options.output, options.title, options.entropy, options.reward, smooth=options.smooth)
+    print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is in {page}.")
+    return 0

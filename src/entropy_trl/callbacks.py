@@ -1,0 +1,177 @@
+"""[`EntropyLawCallback`]: the law `R = -a exp(H) + b` while a run trains."""
+
+import importlib
+import importlib.util
+import logging
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from entropy_trl.analysis.law import LawFit, fit_law
+from entropy_trl.analysis.pairs import Points, law_points
+from entropy_trl.analysis.runs import Run
+
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "entropy_law/"
+
+#: The trackers that take pictures.
+TRACKERS = ("wandb", "trackio")
+
+#: Points that a fit needs before it is logged: with fewer the coefficients jump.
+MIN_POINTS = 10
+
+#: The share of the points that stand for "the start" and "now".
+_ENDS = 0.05
+
+
+class EntropyLawCallback(TrainerCallback):
+    """Logs the current fit of `R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), and warns when entropy collapses.
+
+    With each log it adds, under `entropy_law/`:
+
+    - `entropy_spent`: share of the entropy that the run started with which is gone, `1 - H / H_start`.
+    - `a`, `b`, `r2`, `ceiling` (`-a + b`, the reward that the law predicts for `H = 0`) and `remaining` (the ceiling
+      minus the reward that the fit gives for the entropy now), from 10 points on.
+
+    `H_start` and `H` are means over the first and the last 5% of the points. A point is an evaluation
+    (`eval_entropy` and its accuracy) once there are five, and until then an entry with the training entropy and reward.
+
+    For [`CovGRPOTrainer`] (`entropy_law=True` in its configuration does the same) and TRL's `GRPOTrainer`. With the
+    latter the trackers, which report before it acts, do not have its values; `state.log_history` has.
+
+    Args:
+        collapse (`float`): entropy below this share of that at the start is a collapse.
+        reward, entropy, benchmark (`str`, *optional*): metrics to take instead, and the evaluation data set where there
+            are several (see [`~entropy_trl.analysis.pairs.law_points`]).
+        figures (`bool`): whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
+            matplotlib and statsmodels (the `analysis` extra).
+
+    Raises:
+        ValueError: if `collapse` is not in (0, 1).
+        ImportError: if `figures` is set, and matplotlib is missing.
+    """
+
+    def __init__(
+        self,
+        collapse: float = 0.1,
+        reward: str | None = None,
+        entropy: str | None = None,
+        benchmark: str | None = None,
+        figures: bool = False,
+    ):
+        if not 0 < collapse < 1:
+            raise ValueError(f"`collapse` is a share of the entropy at the start, in (0, 1), got {collapse!r}.")
+        for module in ("matplotlib", "statsmodels") if figures else ():
+            if importlib.util.find_spec(module) is None:
+                raise ImportError(
+                    f"The figures need {module}: pip install 'entropy-trl[analysis]', or set `figures=False`."
+                )
+        self.collapse = collapse
+        self.reward = reward
+        self.entropy = entropy
+        self.benchmark = benchmark
+        self.figures = figures
+        self._collapsed = False
+        self._has_points = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._collapsed, self._has_points = False, True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        points = self._points(state)
+        if points is None or logs is None:
+            return
+        count = max(round(_ENDS * len(points.entropy)), 1)
+        start, now = float(points.entropy[:count].mean()), float(points.entropy[-count:].mean())
+        if start <= 0:
+            return
+        values = {"entropy_spent": 1 - now / start}
+        fit = self._fit(points)
+        if fit is not None:
+            remaining = fit.ceiling - float(fit.predict(now))
+            values |= {"a": fit.a, "b": fit.b, "r2": fit.r2, "ceiling": fit.ceiling, "remaining": remaining}
+        values = {f"{PREFIX}{name}": value for name, value in values.items() if not math.isnan(value)}
+        logs |= values
+        if state.log_history:
+            state.log_history[-1] |= values
+        if state.is_world_process_zero:
+            self._warn(state.global_step, start, now, points, fit)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.figures and state.is_world_process_zero:
+            _report_figures(args, state)
+
+    def _points(self, state: TrainerState) -> Points | None:
+        """The points so far; None while there are none, and where there can be none, which is said once."""
+        run = Run(name="this run", log=[entry for entry in state.log_history if "step" in entry])
+        reward = self.reward or run.find("reward") or run.find("accuracy")
+        if not self._has_points or not {reward, self.entropy or run.find("entropy")} <= set(run.metrics):
+            return None
+        try:
+            return law_points(run, self.reward, self.entropy, benchmark=self.benchmark)
+        except ValueError as error:
+            self._has_points = False
+            if state.is_world_process_zero:
+                logger.warning(f"The entropy law is not logged in this run. {error}")
+            return None
+
+    @staticmethod
+    def _fit(points: Points) -> LawFit | None:
+        """The fit to the points so far; None while there are too few, or the entropy has not moved."""
+        if len(points.entropy) < MIN_POINTS or np.ptp(points.entropy) < 1e-3 * points.entropy.max():
+            return None
+        return fit_law(points.entropy, points.reward)
+
+    def _warn(self, step: int, start: float, now: float, points: Points, fit: LawFit | None) -> None:
+        if now > 2 * self.collapse * start:
+            self._collapsed = False  # it has recovered: a second collapse is worth another warning
+        if self._collapsed or now > self.collapse * start:
+            return
+        self._collapsed = True
+        prospect = ""
+        if fit is not None and fit.a > 0:
+            gain = fit.ceiling - float(fit.predict(now))
+            prospect = (
+                f" By the law, fitted to {fit.points} points of {points.reward_metric}, the reward can still rise by "
+                f"{gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
+            )
+        logger.warning(
+            f"Step {step}: entropy has collapsed. It is {now:.3g} nats a token, {now / start:.0%} of the {start:.3g} "
+            f"that the run started with: completions of a prompt are nearly all the same.{prospect} Clip-Cov or KL-Cov "
+            "(`entropy_control`) or a lower learning rate keep more; from here, go back to an earlier checkpoint."
+        )
+
+
+def _report_figures(args: TrainingArguments, state: TrainerState) -> None:
+    """Give the trackers that are on the figures of the run's report."""
+    from entropy_trl.analysis.report import write_report
+
+    trackers = [importlib.import_module(name) for name in TRACKERS if name in args.report_to]
+    output_dir = Path(str(args.output_dir))
+    run = Run(output_dir.name, output_dir, [entry for entry in state.log_history if "step" in entry], args.to_dict())
+    with TemporaryDirectory() as folder:
+        try:
+            write_report([run], folder)
+        except (ValueError, OSError) as error:  # the model is not saved yet: training goes on to its end
+            logger.warning(f"{', '.join(args.report_to)} get no figures of this run: {error}")
+            return
+        for tracker in trackers:
+            images = sorted(Path(folder).glob("figures/*.png"))
+            tracker.log({f"report/{image.stem}": tracker.Image(str(image)) for image in images})

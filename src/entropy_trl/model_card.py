@@ -1,0 +1,224 @@
+"""What a run's model card says beyond TRL's: the control and its settings, the entropy curve, the law fitted to it.
+
+TRL writes the card; [`extend_card`] adds to that file, and takes nothing but false statements away.
+"""
+
+import dataclasses
+import math
+import platform
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import ModelCard
+from transformers import TrainerState
+from trl import GRPOConfig, GRPOTrainer
+
+from entropy_trl._version import __version__
+from entropy_trl.analysis.law import fit_law
+from entropy_trl.config import CovGRPOConfig
+from entropy_trl.hub import intended_name
+
+
+FIGURE = "entropy_curve.png"
+TABLE_ROWS = 8
+
+#: In TRL's card: this package's sections come before the first, and its versions behind the second.
+_VERSIONS, _FIRST_VERSION = "### Framework versions", "- TRL: "
+
+
+class _Point(NamedTuple):
+    step: int
+    entropy: float
+    reward: float
+
+
+def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_id: str | None, model: Any) -> None:
+    """Adds to the card that TRL has written into `folder`, and draws the figure that it shows beside it.
+
+    A run of a plain `GRPOConfig` keeps TRL's card, but for what TRL says of a base model or repository called `None`.
+
+    Args:
+        folder (`Path`): the run's output folder.
+        args (`GRPOConfig`): the run's configuration.
+        state (`TrainerState`): its progress and log.
+        hub_model_id (`str`, *optional*): the repository, once there is one.
+        model (`PreTrainedModel` or `PeftModel`): the policy.
+    """
+    path = folder / "README.md"
+    card = ModelCard.load(path)
+    text = card.text.replace("[None](https://huggingface.co/None)", "a local model")
+    text = text.replace('model="None"', f'model="{hub_model_id or intended_name(args)}"')
+    tags: list[str] = list(card.data.tags or [])
+    adapter = next(iter(model.peft_config.values())) if hasattr(model, "peft_config") else None
+    if adapter is not None:
+        # As PEFT's own card has it; with `base_model` the Hub then lists it under the model that it adapts.
+        card.data["library_name"] = "peft"
+        tags.append(adapter.peft_type.value.lower())
+    if isinstance(args, CovGRPOConfig):
+        control = args.make_entropy_control()
+        if control is not None and args.entropy_control is not None:
+            tags.append(args.entropy_control)
+            text += f"\nCite GRPO as:\n\n```bibtex\n{GRPOTrainer._paper['citation']}\n```\n"
+        text = _before(text, _VERSIONS, "\n\n".join(_sections(folder, args, control, adapter, state)))
+        text = _before(
+            text, _FIRST_VERSION, f"- Entropy-TRL: {__version__}\n- Python: {platform.python_version()}", "\n"
+        )
+    card.text = text
+    card.data.tags = sorted(set(tags))
+    card.save(path)
+
+
+def _before(text: str, mark: str, addition: str, gap: str = "\n\n") -> str:
+    """The text with an addition before a mark, or at its end if TRL's card no longer has the mark."""
+    if mark not in text:
+        return f"{text.rstrip()}\n\n{addition}\n"
+    return text.replace(mark, f"{addition}{gap}{mark}", 1)
+
+
+def _sections(folder: Path, args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerState) -> Iterable[str]:
+    yield "### Entropy control"
+    if control is None:
+        yield "Off: this is plain GRPO."
+    else:
+        what = (type(control).__doc__ or "").splitlines()[0]
+        yield f"`{args.entropy_control}`. {what}"
+    yield _table(("Setting", "Value"), _settings(args, control, adapter, state))
+
+    reward_name = "dynamic_sampling/reward" if args.dynamic_sampling else "reward"
+    points = _points(state.log_history, reward_name)
+    yield "### Entropy and reward"
+    if not points:
+        yield "The run has logged no step."
+    else:
+        yield from _curve(folder, points, all_completions=args.dynamic_sampling)
+    yield "### Law of entropy and reward"
+    yield _law(points)
+
+
+def _settings(args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerState) -> Iterable[tuple[str, str]]:
+    if control is None:
+        yield "Entropy control", "off"
+    else:
+        yield "Entropy control", f"`{args.entropy_control}`"
+        for field in dataclasses.fields(control):
+            yield f"`{field.name}` of the control", _value(getattr(control, field.name))
+        pool = {"step": "all tokens of an optimizer step", "micro_batch": "the tokens of a micro-batch"}
+        yield "Pool that the control selects in", pool[args.entropy_control_pool]
+        if args.entropy_control_pool == "step":
+            scores = {"rollout": "the rollout's policy", "current": "the policy at the start of the step"}
+            yield "Covariance taken with", scores[args.entropy_control_scores]
+    scaling = f", rewards scaled by `{args.scale_rewards}`" if args.advantage_estimator == "grpo" else ""
+    yield "Advantages", f"`{args.advantage_estimator}`{scaling}"
+    rounds = f"up to {args.max_generation_rounds} rounds of generation" if args.dynamic_sampling else "off"
+    yield "Dynamic sampling", rounds
+    low, high = args.ratio_clip()
+    if args.loss_type == "cispo":
+        yield "Ratio clip", f"ratio at most {_value(high)}" if math.isfinite(high) else "off"
+    else:
+        sides = [f"{_value(side)} {where}" for side, where in ((low, "below 1"), (high, "above 1")) if side < math.inf]
+        yield "Ratio clip", ", ".join(sides) or "off"
+    yield "Loss", f"`{args.loss_type}`"
+    yield "KL penalty to the reference policy", f"{_value(args.beta)}" if args.beta else "off"
+    yield "Learning rate", f"{_value(args.learning_rate)}, schedule `{_value(args.lr_scheduler_type)}`"
+    completions = args.per_device_train_batch_size * args.world_size
+    updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+    yield "Updates a rollout", _value(updates)
+    yield "Completions an update", _value(completions * args.gradient_accumulation_steps)
+    yield "Completions a rollout", f"{completions * args.steps_per_generation} ({args.num_generations} a prompt)"
+    yield "Longest completion", f"{args.max_completion_length} tokens" if args.max_completion_length else "no limit"
+    yield "Sampling", f"temperature {_value(args.temperature)}, top-p {_value(args.top_p)}"
+    yield "Updates made", _value(state.global_step)
+    yield "Seed", _value(args.seed)
+    if adapter is not None:
+        rank = f", rank {adapter.r}, alpha {_value(adapter.lora_alpha)}" if hasattr(adapter, "lora_alpha") else ""
+        yield "Weights in this repository", f"an adapter ({adapter.peft_type.value}{rank}), without the base model"
+
+
+def _value(value: Any) -> str:
+    value = getattr(value, "value", value)  # of an enum
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _points(log: Iterable[dict[str, Any]], reward_name: str) -> list[_Point]:
+    """The logged steps that have both numbers. Of a step that was logged twice, by a resumed run, the last counts."""
+    points = {}
+    for entry in log:
+        entropy, reward = entry.get("entropy"), entry.get(reward_name)
+        if entropy is not None and reward is not None and math.isfinite(entropy) and math.isfinite(reward):
+            points[int(entry["step"])] = _Point(int(entry["step"]), float(entropy), float(reward))
+    return [points[step] for step in sorted(points)]
+
+
+def _curve(folder: Path, points: Sequence[_Point], all_completions: bool) -> Iterable[str]:
+    first, last = points[0], points[-1]
+    summary = (
+        f"Policy entropy went from {first.entropy:.3g} to {last.entropy:.3g} nats a token, and the training reward "
+        f"from {first.reward:.3g} to {last.reward:.3g}, between updates {first.step} and {last.step}."
+    )
+    if find_spec("matplotlib") is not None and len(points) > 1:
+        _draw(points, folder / FIGURE)
+        yield f"![{summary}]({FIGURE})"
+    else:
+        (folder / FIGURE).unlink(missing_ok=True)  # of an earlier run in the same folder
+    yield summary
+    count = min(TABLE_ROWS, len(points))
+    chosen = [points[round(i * (len(points) - 1) / max(count - 1, 1))] for i in range(count)]
+    yield _table(
+        ("Update", "Entropy (nats a token)", "Reward"),
+        [(str(point.step), f"{point.entropy:.4g}", f"{point.reward:.4g}") for point in chosen],
+    )
+    if all_completions:
+        yield "The reward is that of all generated completions, before dynamic sampling chooses among them."
+
+
+def _draw(points: Sequence[_Point], path: Path) -> None:
+    """Entropy and reward over the updates, one above the other."""
+    figure = import_module("matplotlib.figure").Figure(figsize=(7, 5), layout="constrained")
+    steps = [point.step for point in points]
+    panels = (
+        ("policy entropy\n(nats a token)", [point.entropy for point in points], "#0072B2"),
+        ("training reward", [point.reward for point in points], "#D55E00"),
+    )
+    for axes, (label, values, colour) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
+        axes.plot(steps, values, color=colour)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("updates")
+    figure.savefig(path, dpi=120)
+
+
+def _law(points: Sequence[_Point]) -> str:
+    """The fit of `R = -a exp(H) + b` to the logged steps, or why there is none."""
+    try:
+        fit = fit_law([point.entropy for point in points], [point.reward for point in points])
+    except ValueError as error:
+        return f"`R = -a exp(H) + b` is not fitted to this run: {error}"
+    numbers = f"a = {fit.a:.4g}, b = {fit.b:.4g}"
+    quality = f"{fit.points} logged steps, R² = {fit.r2:.2f}" if math.isfinite(fit.r2) else f"{fit.points} logged steps"
+    ceiling = f"{fit.ceiling:.4g}"
+    try:
+        inference = fit.inference()
+    except ImportError as error:
+        interval = f"without an interval: {error}"
+    else:
+        if math.isfinite(inference.ceiling.low) and math.isfinite(inference.ceiling.high):
+            interval = (
+                f"{inference.confidence:.0%} interval {inference.ceiling.low:.4g} to {inference.ceiling.high:.4g}, for "
+                "autocorrelated noise"
+            )
+        else:
+            interval = "the points are too few for an interval"
+    return (
+        "`R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), with R the training reward and H the policy entropy, fitted to "
+        f"this run: {numbers} ({quality}). At zero entropy that is a reward of {ceiling} ({interval}). It describes "
+        "this run on its training prompts, and is no promise for longer training."
+    )

@@ -1,0 +1,203 @@
+"""EntropyLawCallback: what it logs is the fit to the log, where the trackers see it, and when it warns."""
+
+import copy
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import digit_reward
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer
+
+from entropy_trl import EntropyLawCallback
+from entropy_trl.analysis import read_runs
+from entropy_trl.quickstart.task import build_dataset, build_tokenizer
+
+
+def play(entropies, rewards, callback=None, names=("entropy", "reward")):
+    """Logs the points one after the other, as a trainer does; returns the log."""
+    callback = EntropyLawCallback() if callback is None else callback
+    state, arguments, control = TrainerState(), TrainingArguments(report_to="none"), TrainerControl()
+    callback.on_train_begin(arguments, state, control)
+    seen = []
+    for step, values in enumerate(zip(entropies, rewards, strict=True), 1):
+        state.global_step = step
+        logs = dict(zip(names, values, strict=True))
+        if names[0].startswith("eval"):
+            logs["eval_runtime"] = 1.0
+        state.log_history.append({**logs, "step": step})
+        callback.on_log(arguments, state, control, logs=logs)
+        assert logs.items() <= state.log_history[-1].items()
+        seen.append(logs)
+    return seen
+
+
+def law(entropies, a=0.2, b=0.8):
+    return [b - a * math.exp(h) for h in entropies]
+
+
+def test_the_fit_is_that_of_the_points_so_far():
+    entropies = np.linspace(1.2, 0.3, 40)
+    noise = np.random.default_rng(0).normal(0, 0.01, 40)
+    rewards = law(entropies) + noise
+    logged = play(entropies, rewards)
+    assert "entropy_law/a" not in logged[8]  # 9 points
+    for n in (10, 25, 40):
+        slope, intercept = np.polyfit(np.exp(entropies[:n]), rewards[:n], 1)
+        values = logged[n - 1]
+        assert values["entropy_law/a"] == pytest.approx(-slope) and values["entropy_law/b"] == pytest.approx(intercept)
+        assert values["entropy_law/ceiling"] == pytest.approx(slope + intercept)
+        ends = max(round(0.05 * n), 1)
+        now = entropies[n - ends : n].mean()
+        assert values["entropy_law/entropy_spent"] == pytest.approx(1 - now / entropies[:ends].mean())
+        expected = slope + intercept - (slope * math.exp(now) + intercept)
+        assert values["entropy_law/remaining"] == pytest.approx(expected)
+    assert logged[-1]["entropy_law/ceiling"] == pytest.approx(0.6, abs=0.02)
+    assert logged[-1]["entropy_law/r2"] > 0.95
+
+
+def test_evaluations_are_preferred(caplog):
+    """Training rewards that lie about the law do not matter once there are evaluations."""
+    callback, state = EntropyLawCallback(), TrainerState()
+    arguments, control = TrainingArguments(report_to="none"), TrainerControl()
+    entropies = np.linspace(1.2, 0.3, 12)
+    for step, (entropy, reward) in enumerate(zip(entropies, law(entropies), strict=True), 1):
+        state.global_step = step
+        for logs in (
+            {"entropy": entropy, "reward": 0.9 - 0.1 * step % 3},
+            {"eval_entropy": entropy, "eval_reward": reward, "eval_runtime": 1.0},
+        ):
+            state.log_history.append({**logs, "step": step})
+            callback.on_log(arguments, state, control, logs=logs)
+    assert logs["entropy_law/a"] == pytest.approx(0.2) and logs["entropy_law/b"] == pytest.approx(0.8)
+
+
+def test_a_collapse_is_told_once_in_plain_words(caplog):
+    entropies = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.09, 0.08, 0.07, 0.3, 0.3, 0.05]
+    with caplog.at_level(logging.WARNING, "entropy_trl"):
+        play(entropies, law(entropies))
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first.startswith("Step 11: entropy has collapsed. It is 0.09 nats a token, 9% of the 1 that the run")
+    remaining = 0.6 - law([0.09])[0]
+    assert f"the reward can still rise by {remaining:.3g}, to 0.6" in first
+    assert second.startswith("Step 16")  # after it had recovered
+
+
+@pytest.mark.parametrize("entropies", [[0.5] * 20, [0.0] * 20])
+def test_constant_entropy_has_no_fit(entropies, caplog):
+    with caplog.at_level(logging.WARNING, "entropy_trl"):
+        logged = play(entropies, np.linspace(0, 1, 20))
+    assert not any("entropy_law/a" in values for values in logged)
+    assert not caplog.records
+
+
+def test_a_log_without_entropy_or_reward_is_left_alone():
+    for names in (("loss", "grad_norm"), ("entropy", "loss"), ("reward", "loss")):
+        assert all(len(values) == 2 for values in play([1.0] * 12, [0.5] * 12, names=names))
+
+
+def test_what_cannot_be_fitted_is_told_once(caplog):
+    with caplog.at_level(logging.WARNING, "entropy_trl"):
+        logged = play([80.0] * 12, [0.5] * 12)  # the entropy of whole sequences
+        assert len(caplog.records) == 1 and "more than a vocabulary allows" in caplog.text
+        assert all(len(values) == 2 for values in logged)
+        play(np.linspace(1.2, 0.3, 12), law(np.linspace(1.2, 0.3, 12)))
+    assert len(caplog.records) == 1
+
+
+def test_other_metrics_can_be_named():
+    entropies = np.linspace(1.2, 0.3, 12)
+    callback = EntropyLawCallback(reward="score", entropy="actor/entropy")
+    logged = play(entropies, law(entropies), callback, names=("actor/entropy", "score"))
+    assert logged[-1]["entropy_law/a"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("collapse", [0, 1, -0.5])
+def test_a_bad_share_is_refused(collapse):
+    with pytest.raises(ValueError, match="share of the entropy at the start"):
+        EntropyLawCallback(collapse=collapse)
+
+
+def test_in_training_the_trackers_see_it(make_trainer, tmp_path):
+    """TensorBoard's events have the fit, at the step whose points it is fitted to; and training is the same."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"max_steps": 24, "report_to": "tensorboard", "entropy_control": "clip_cov"}
+    trainer = make_trainer(entropy_law=True, output_dir=str(tmp_path / "run"), **options)
+    trainer.train()
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent)).Reload()
+    scalars = {event.step: event.value for event in events.Scalars("train/entropy_law/ceiling")}
+    logged = {e["step"]: e["entropy_law/ceiling"] for e in trainer.state.log_history if "entropy_law/ceiling" in e}
+    assert scalars.keys() == logged.keys() and max(logged) == 24
+    assert [scalars[step] for step in logged] == pytest.approx(list(logged.values()))
+    plain = make_trainer(**options | {"report_to": "none"})
+    plain.train()
+    assert all((p == q).all() for p, q in zip(plain.model.parameters(), trainer.model.parameters(), strict=True))
+
+
+TRACKED = """
+import json
+from conftest import digit_reward
+from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+from entropy_trl.quickstart.task import build_dataset, build_model, build_tokenizer
+trainer = CovGRPOTrainer(
+    model=build_model(seed=0),
+    reward_funcs=digit_reward,
+    args=CovGRPOConfig(
+        "run", entropy_law=True, report_to=["trackio", "wandb"], max_steps=24, learning_rate=1e-2, logging_steps=1,
+        per_device_train_batch_size=8, num_generations=4, max_completion_length=6, steps_per_generation=2,
+        gradient_accumulation_steps=1, save_strategy="no", bf16=False, use_cpu=True, gradient_checkpointing=False,
+        disable_tqdm=True,
+    ),
+    train_dataset=build_dataset(64),
+    processing_class=build_tokenizer(),
+)
+trainer.train()
+json.dump(trainer.state.log_history, open("log.json", "w"))
+"""
+
+
+def test_trackers_get_the_figures(tmp_path):
+    """With the real packages, which write to local folders: the pictures of the report, and the fit."""
+    (tmp_path / "trackio").mkdir()
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent / "src")]),
+        "OMP_NUM_THREADS": "1",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_MODE": "offline",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKED], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    log = json.loads((tmp_path / "log.json").read_text())
+    logged = {entry["step"]: entry["entropy_law/ceiling"] for entry in log if "entropy_law/ceiling" in entry}
+    assert max(logged) == 24
+    assert {"entropy", "law"} <= {p.stem.split("_")[0].split("-")[0] for p in tmp_path.glob("wandb/**/report/*.png")}
+    for tracker in ("trackio", "wandb"):
+        assert len({picture.read_bytes() for picture in (tmp_path / tracker).rglob("*.png")}) > 5
+        (run,) = read_runs([str(tmp_path / tracker)])
+        (metric,) = [name for name in run.metrics if name.endswith("entropy_law/ceiling")]
+        series = run.series(metric)
+        assert dict(zip(series.steps.tolist(), series.values.tolist(), strict=True)) == pytest.approx(logged)
+
+
+def test_with_trls_own_trainer(tiny_model, make_config):
+    trainer = GRPOTrainer(
+        model=copy.deepcopy(tiny_model),
+        reward_funcs=digit_reward,
+        args=make_config(GRPOConfig, max_steps=24),
+        train_dataset=build_dataset(64),
+        processing_class=build_tokenizer(),
+        callbacks=[EntropyLawCallback()],
+    )
+    trainer.train()
+    assert "entropy_law/ceiling" in trainer.state.log_history[-2]

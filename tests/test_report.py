@@ -1,0 +1,416 @@
+"""The report: what it computes, what it says of runs that are not whole, and that logs cannot break the page."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from report_runs import HOSTILE, HOSTILE_NAMES, log_of, write_run, write_token_records
+
+import entropy_trl.analysis
+from entropy_trl import cli
+from entropy_trl.analysis import figures
+from entropy_trl.analysis.covariance import quantile_table
+from entropy_trl.analysis.law import fit_law
+from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.report import write_report
+from entropy_trl.analysis.report.curves import curve
+from entropy_trl.analysis.report.law import _mean_interval
+from entropy_trl.analysis.report.values import number, plain
+from entropy_trl.analysis.runs import Run, Series, read_runs
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements with their attributes, and its text."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict]] = []
+        self.pieces: list[str] = []
+        self.feed(Path(path).read_text(encoding="utf-8"))
+        self.text = "".join(self.pieces)
+
+    def handle_starttag(self, tag, attrs):
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.pieces.append(data)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The page on two methods with two and one seeds, and token records of two runs; also its numbers."""
+    folder = tmp_path_factory.mktemp("report")
+    for seed in (0, 1):
+        write_run(folder / "runs" / f"grpo-seed{seed}", seed)
+    control = {"entropy_control": "kl_cov", "entropy_control_kwargs": {"coef": 1.0, "fraction": 0.1}}
+    write_run(folder / "runs" / "kl_cov-seed0", 0, 0.3, control)
+    write_token_records(folder / "runs" / "grpo-seed0")
+    write_token_records(folder / "runs" / "kl_cov-seed0", 1, control="kl_cov")
+    page = write_report(read_runs([str(folder / "runs")]), folder / "out", title="Two methods")
+    return folder, Page(page), json.loads((folder / "out" / "report.json").read_text())
+
+
+# --- what it shows
+
+
+def test_page_is_whole(report):
+    folder, page, _ = report
+    assert page.text.lstrip().startswith("Two methods")
+    assert len(page.of("h1")) == len(page.of("main")) == 1
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for name, attributes in page.elements:
+        for value in (attributes.get("href", ""), attributes.get("clip-path", "")):
+            if "#" in value:
+                assert value.strip("url()").removeprefix("#") in ids, (name, value)
+    drawings = [attributes for attributes in page.of("svg") if attributes.get("role") == "img"]
+    assert len(drawings) == len(page.of("figure")) == 14
+    assert all(len(attributes["aria-label"]) > 20 for attributes in drawings)
+    assert (folder / "out" / "report.html").stat().st_size < 2_000_000
+
+
+def test_page_loads_nothing(report):
+    _, page, _ = report
+    allowed = {"viewport", "color-scheme"}
+    assert not {"script", "img", "iframe", "object", "embed", "base", "form"} & {name for name, _ in page.elements}
+    assert page.of("link") == [{"rel": "icon", "href": "data:,"}]
+    assert all(a["href"].startswith("#") for a in page.of("a"))
+    assert {attributes["name"] for attributes in page.of("meta") if "name" in attributes} == allowed
+    assert not re.search(r"url\((?!#)|@import|https?://", page.text)
+    for _, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
+
+
+def test_figures_are_written(report):
+    folder, page, _ = report
+    names = {attributes["id"] for attributes in page.of("figure")}
+    files = {path.name for path in (folder / "out" / "figures").iterdir()}
+    assert files == {f"{name}.{suffix}" for name in names for suffix in ("svg", "png")}
+    svg = ElementTree.parse(folder / "out" / "figures" / "entropy.svg")
+    words = [element.text for element in svg.iter() if element.tag.endswith("}text")]
+    assert {"Policy entropy", "nats a token", "step", "grpo", "kl_cov"} <= set(words)  # text is text
+
+
+def test_curve_is_mean_and_range_of_the_seeds(report):
+    _, page, numbers = report
+    logs = [log_of(seed, 0.05) for seed in (0, 1)]
+    values = [[entry["entropy"] for entry in log if "entropy" in entry] for log in logs]
+    line = numbers["curves"]["entropy"]["groups"]["grpo"]
+    assert line["steps"] == list(range(8, 241, 8))
+    assert line["mean"] == pytest.approx([(a + b) / 2 for a, b in zip(*values, strict=True)], rel=1e-5)
+    assert line["low"] == pytest.approx([min(pair) for pair in zip(*values, strict=True)], rel=1e-5)
+    assert line["high"] == pytest.approx([max(pair) for pair in zip(*values, strict=True)], rel=1e-5)
+    assert line["runs"]["seed 1"]["values"] == pytest.approx(values[1], rel=1e-5)
+    first, last = (number((values[0][i] + values[1][i]) / 2) for i in (0, -1))
+    assert f"grpo falls from {first} to {last}" in page.text
+    # the reward is noisy: the mean of the last five logged points
+    rewards = [entry["reward"] for entry in logs[0] if "reward" in entry]
+    smoothed = numbers["curves"]["reward"]["groups"]["grpo"]["runs"]["seed 0"]["values"]
+    assert smoothed[-1] == pytest.approx(sum(rewards[-5:]) / 5, rel=1e-5)
+    assert smoothed[1] == pytest.approx(sum(rewards[:2]) / 2, rel=1e-5)
+    assert "Running mean of 5 logged points." in page.text
+
+
+def test_results(report):
+    _, page, numbers = report
+    rows = numbers["results"]["rows"]
+    columns = numbers["results"]["columns"]
+    assert columns == ["last entropy", "last reward", "last accuracy", "last pass@k", "final entropy", "final greedy"]
+    assert list(rows) == ["grpo, mean of 2", "grpo, seed 0", "grpo, seed 1", "kl_cov, seed 0"]
+    for i in range(len(columns)):
+        assert rows["grpo, mean of 2"][i] == pytest.approx(
+            (rows["grpo, seed 0"][i] + rows["grpo, seed 1"][i]) / 2, rel=1e-5
+        )
+    assert rows["grpo, seed 1"][-2:] == [0.05, 0.6]
+    assert "still running" not in page.text
+
+
+def test_law(report):
+    _, page, numbers = report
+    for run, (seed, collapse) in zip(numbers["law"], ((0, 0.05), (1, 0.05), (0, 0.3)), strict=True):
+        evaluations = [entry for entry in log_of(seed, collapse) if "held_out/entropy" in entry]
+        fit = fit_law([e["held_out/entropy"] for e in evaluations], [e["held_out/avg@16"] for e in evaluations])
+        assert run["reward_metric"] == "held_out/avg@16"
+        assert run["a"]["value"] == pytest.approx(fit.a, rel=1e-5)
+        assert run["ceiling"]["low"] < fit.ceiling < run["ceiling"]["high"]
+        assert f"ceiling {number(fit.ceiling)} [" in page.text
+    assert "grpo, mean of 2" in page.text
+
+
+def test_law_band_agrees_with_the_intervals():
+    """At exp(H) = 1 the band is the ceiling's interval, and at 0, which no entropy has, that of b."""
+    evaluations = [entry for entry in log_of(3, 0.05) if "held_out/entropy" in entry]
+    fit = fit_law([e["held_out/entropy"] for e in evaluations], [e["held_out/avg@16"] for e in evaluations])
+    inference = fit.inference()
+    low, high = _mean_interval(inference)(np.array([1.0, 0.0]))
+    assert low == pytest.approx([inference.ceiling.low, inference.b.low])
+    assert high == pytest.approx([inference.ceiling.high, inference.b.high])
+    middle = float(np.exp(fit.entropy).mean())
+    low, high = _mean_interval(inference)(np.array([middle, middle + 1]))
+    assert high[0] - low[0] < high[1] - low[1]
+
+
+def test_covariance(report):
+    folder, page, numbers = report
+    found = numbers["covariance"]
+    records = read_records(folder / "runs" / "grpo-seed0")
+    assert found["runs"] == {"grpo": "seed 0", "kl_cov": "seed 0"}
+    assert found["over_training"]["grpo"]["steps"] == [1, 81, 161, 241]
+    assert found["over_training"]["grpo"]["mean"] == pytest.approx([r.mean_covariance for r in records], rel=1e-5)
+    for stored, table in zip(found["quantiles"]["grpo"], quantile_table([records[0], records[-1]]), strict=True):
+        assert stored["step"] == table.step
+        assert [row["covariance"] for row in stored["rows"]] == pytest.approx(
+            [row.covariance for row in table.rows], rel=1e-5
+        )
+    tokens = np.concatenate([record.table("covariance")["covariance"] for record in records])
+    assert found["distribution"]["grpo"]["tokens"] == len(tokens) == 4 * 96
+    assert found["distribution"]["grpo"]["highest"] == pytest.approx(tokens.max(), rel=1e-5)
+    changes = [step["change"] for step in found["entropy_change"]["grpo"]["steps"]]
+    assert changes == pytest.approx([r.mean_entropy_after - r.mean_entropy for r in records], rel=1e-4)
+    assert found["tokens"]["kl_cov"]["chosen_by"] == "restrained by kl_cov"
+    assert found["tokens"]["grpo"]["chosen_by"] == "top 2% covariance"
+    completions = [a for a in page.of("section") if a.get("class") == "cov-completion"]
+    assert len(completions) == 2 * 2 * 2  # groups, steps, completions
+
+
+def test_settings(report):
+    _, page, numbers = report
+    settings = numbers["settings"]
+    assert settings["differences"] == [
+        "seed",
+        "entropy_control",
+        "entropy_control_kwargs.coef",
+        "entropy_control_kwargs.fraction",
+    ]
+    assert settings["groups"]["grpo"]["seed"] == ["0", "1"]
+    assert settings["groups"]["kl_cov"]["entropy_control_kwargs.fraction"] == ["0.1"]
+    assert "Where the groups differ" in page.text
+
+
+# --- runs that are not whole
+
+
+def test_partial_runs(tmp_path):
+    """A half-written last line, NaN, no results; a checkpoint's state and nothing else; one entry."""
+    log = [{k: e[k] for k in ("step", "entropy", "reward") if k in e} for e in log_of()[:20]]
+    log[3]["reward"] = math.nan
+    run = write_run(tmp_path / "cut-seed0", log=log, finished=False)
+    with (run / "train_log.jsonl").open("a") as file:
+        file.write('{"step": 400, "entr')
+    state = tmp_path / "stock" / "checkpoint-40" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    entries = [{"step": step, "entropy": 0.5 - step / 200, "reward": step / 100} for step in (10, 20, 30, 40)]
+    state.write_text(json.dumps({"global_step": 40, "log_history": entries}))
+    begun = write_run(tmp_path / "begun", log=[{"step": 8, "entropy": 0.7}], finished=False)
+    page = write_report(read_runs([str(run), str(tmp_path / "stock"), str(begun)]), tmp_path / "out")
+    text = Page(page).text
+    assert f"cut, seed 0: still running, or interrupted, at step {log[-1]['step']} of 240." in text
+    assert "stock: still running, or interrupted, at step 40." in text
+    assert "begun, seed 0: still running, or interrupted, at step 8 of 240." in text
+    assert "begun is 0.700" in text
+    assert "No fit for begun, seed 0" in text
+    assert "Training reward: not logged by begun, seed 0." in text
+    assert "KL divergence from the reference: not logged." in text
+    assert "no token records" in text
+    assert "No settings are stored with stock." in text
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [run["finished"] for run in numbers["runs"]] == [False, False, False]
+    rewards = numbers["curves"]["reward"]["groups"]["cut"]["runs"]["seed 0"]
+    assert len(rewards["steps"]) == sum(not math.isnan(entry.get("reward", math.nan)) for entry in log)
+
+
+def test_state_of_a_run(tmp_path):
+    log = [{"step": step, "entropy": 1.0 / step} for step in (1, 2, 3)]
+    runs = [
+        Run("ended", log=[*log, {"step": 3, "train_runtime": 5.0}]),
+        Run("at its last step", log=log, config={"max_steps": 3}),
+        Run("cut", log=log, config={"max_steps": 4}),
+        Run("of another trainer", log=log),
+    ]
+    write_report(runs, tmp_path)
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert [run["finished"] for run in numbers["runs"]] == [True, True, False, None]
+
+
+def test_seeds_with_other_steps():
+    """The mean goes as far as all seeds do; between its steps a seed is interpolated."""
+    whole = Series(np.array([0, 10, 20, 30]), np.array([0.0, 1.0, 2.0, 3.0]))
+    cut = Series(np.array([0, 15]), np.array([3.0, 0.0]))
+    line = curve({"seed 0": whole, "seed 1": cut})
+    assert line.steps.tolist() == [0, 10, 15]
+    assert line.mean.tolist() == pytest.approx([1.5, 1.0, 0.75])
+    assert line.low.tolist() == pytest.approx([0.0, 1.0, 0.0])
+    assert line.high.tolist() == pytest.approx([3.0, 1.0, 1.5])
+    apart = curve({"seed 0": whole, "seed 1": Series(np.array([40, 50]), np.array([1.0, 1.0]))})
+    assert apart.steps.tolist() == []
+    figures.curves({"grpo": line, "kl_cov": apart}, figures.styles(["grpo", "kl_cov"]), "nats")
+
+
+# --- what is in a log cannot break the page
+
+
+def test_hostile_text(tmp_path):
+    runs = []
+    for i, name in enumerate(HOSTILE_NAMES):
+        settings = {HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}, "n": i}
+        folder = write_run(tmp_path / f"run{i}", i, settings=settings, log=log_of(i, brief=True))
+        if i == 0:
+            write_token_records(folder)
+        runs += read_runs([f"{name}={folder}"])
+    page = Page(write_report(runs, tmp_path / "out", title=f"{HOSTILE} </title>"))
+    assert not {"script", "img"} & {name for name, _ in page.elements}
+    assert page.text.count(HOSTILE) > 10
+    assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert "\x07" not in page.text
+    assert "</title>" in page.text  # as text
+    svg = ElementTree.parse(tmp_path / "out" / "figures" / "entropy.svg")
+    words = [element.text for element in svg.iter() if element.tag.endswith("}text")]
+    assert {figures.shortened(name) for name in HOSTILE_NAMES} <= set(words)  # the legend
+
+
+def test_long_completions_are_cut(tmp_path):
+    folder = write_run(tmp_path / "grpo-seed0", log=[{"step": 1, "entropy": 0.5}])
+    write_token_records(folder, length=900, steps=(1,))
+    page = Page(write_report(read_runs([str(folder)]), tmp_path / "out"))
+    tokens = [attributes for attributes in page.of("span") if "title" in attributes]
+    assert len(tokens) == 2 * 400
+    assert re.search(r"tokens \d+ to \d+ of 900", page.text)
+
+
+# --- options
+
+
+def test_chosen_metrics(tmp_path):
+    log = [{"step": s, "mine/h": 1.0 / s, "mine/r": 1 - math.exp(1 / s) / 4, "entropy": 5.0} for s in range(1, 9)]
+    runs = [Run("mine", log=log)]
+    write_report(runs, tmp_path / "page.html", entropy="mine/h", reward="mine/r", smooth=1)
+    numbers = json.loads((tmp_path / "page.json").read_text())
+    assert numbers["curves"]["entropy"]["metrics"] == ["mine/h"]
+    assert numbers["curves"]["reward"]["groups"]["mine"]["mean"][-1] == pytest.approx(1 - math.exp(1 / 8) / 4, rel=1e-5)
+    (law,) = numbers["law"]
+    assert (law["reward_metric"], law["entropy_metric"]) == ("mine/r", "mine/h")
+    assert law["a"]["value"] == pytest.approx(0.25)
+    assert law["ceiling"]["value"] == pytest.approx(0.75)
+    with pytest.raises(ValueError, match=r"did not log 'mine/x'; it has mine/"):
+        write_report(runs, tmp_path, entropy="mine/x")
+    with pytest.raises(ValueError, match="at least 1"):
+        write_report(runs, tmp_path, smooth=0)
+    with pytest.raises(ValueError, match="no runs"):
+        write_report([], tmp_path)
+
+
+def test_law_compares_like_with_like(tmp_path):
+    """A run with few evaluations is fitted on them, as the run before it is, and not on its training reward."""
+    runs = [Run("a", log=log_of(0, brief=True)), Run("b", log=log_of(1, brief=True)[:14])]
+    write_report(runs, tmp_path)
+    laws = json.loads((tmp_path / "report.json").read_text())["law"]
+    assert {law["reward_metric"] for law in laws} == {"held_out/avg@16"}
+    assert len(laws[1]["steps"]) == 4
+
+
+def test_one_of_several_evaluation_sets(tmp_path, capsys):
+    """TRL logs all of them under the same names, told apart by the name of the time they took only."""
+    log = []
+    for step in range(10, 70, 10):
+        log.append({"step": step, "entropy": 5 / step})
+        for name, reward in (("easy", 0.9), ("hard", 0.1)):
+            log.append({"step": step, "eval_reward": reward - 1 / step, f"eval_{name}_runtime": 1.0})
+    run = tmp_path / "run" / "checkpoint-60" / "trainer_state.json"
+    run.parent.mkdir(parents=True)
+    run.write_text(json.dumps({"global_step": 60, "log_history": log}))
+    command = ["report", str(tmp_path / "run"), "--output", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert "evaluated on easy, hard under the same names: choose one with --benchmark" in capsys.readouterr().err
+    assert cli.main([*command, "--benchmark", "hard"]) == 0
+    curves = json.loads((tmp_path / "report.json").read_text())["curves"]
+    assert curves["accuracy"]["groups"]["run"]["mean"][0] == pytest.approx(0.1 - 1 / 10)
+
+
+def test_command(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / f"x{seed}", seed, log=log_of(seed, brief=True)[:8])
+    specs = [f"mine={tmp_path / f'x{seed}'}" for seed in (0, 1)]
+    assert cli.main(["report", *specs, "--output", str(tmp_path / "new" / "page.html"), "--title", "Mine"]) == 0
+    assert f"The report of 2 runs is in {tmp_path / 'new' / 'page.html'}." in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "new" / "page.json").read_text())
+    assert list(numbers["curves"]["entropy"]["groups"]) == ["mine"]
+    assert numbers["title"] == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "There is no file or folder"),
+        (["run", "--entropy", "entrpy"], "did not log 'entrpy'; it has entropy"),
+        (["run", "--smooth", "0"], "--smooth must be at least 1"),
+        (["run", "--output", "run/settings.json/x"], "settings.json"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", log=[{"step": 1, "entropy": 0.5}])
+    assert cli.main(["report", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.rglob("*.html"))
+
+
+# --- figures
+
+
+def test_a_method_has_the_same_style_everywhere():
+    styles = figures.styles(["KL-Cov", "mine", "grpo", "other"])
+    assert styles["KL-Cov"] == figures.STYLES["kl_cov"]
+    assert styles["grpo"] == figures.STYLES["grpo"]
+    assert len(set(styles.values())) == 4
+    many = figures.styles([f"run {chr(97 + i)}" for i in range(20)])
+    assert len({(style.colour, style.line) for style in many.values()}) == 20
+
+
+def test_page_element_refuses_a_colour_without_a_variable():
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><path d="M 0 0 L 1 1" style="stroke: {}"/></svg>'
+    element = figures.page_element(svg.format("#0072b2"), "x", "t", "f", (0, 0, 1, 1))
+    assert "stroke:var(--blue)" in element
+    with pytest.raises(ValueError, match=r"stroke: #123456 has no CSS variable"):
+        figures.page_element(svg.format("#123456"), "x", "t", "f", (0, 0, 1, 1))
+
+
+def luminance(colour):
+    """Relative luminance as WCAG 2 defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_contrast_of_the_page():
+    css = (Path(entropy_trl.analysis.__file__).parent / "report" / "page.css").read_text()
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in css.split("@media")[:2])
+    assert light.keys() == dark.keys()
+    names = {value.removeprefix("var(--").rstrip(")") for value in figures.PAGE_COLOURS.values()}
+    assert names <= light.keys()
+    for scheme in (light, dark):
+        for name in names | {"link", "warn"}:
+            lighter, darker = sorted((luminance(scheme[name]), luminance(scheme["page"])), reverse=True)
+            least = {"ink": 7, "muted": 4.5, "link": 4.5, "warn": 4.5, "grid": 1.2}.get(name, 3)
+            assert (lighter + 0.05) / (darker + 0.05) >= least, (name, scheme[name])
+
+
+def test_numbers():
+    values = [None, math.nan, 0.0, 0.04942, 12.3456, 123456.7, -math.inf, 1.0, 3.7e-5]
+    expected = ["\u2013", "\u2013", "0", "0.0494", "12.3", "123,457", "-∞", "1.00", "3.70e-05"]
+    assert [number(value) for value in values] == expected
+    assert plain({1: np.array([1.0, math.nan]), "a": (np.float32(0.5), np.int64(3))}) == {
+        "1": [1.0, None],
+        "a": [0.5, 3],
+    }
