@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from entropy_trl.analysis.records import write_records
+from entropy_trl.analysis.records import FOLDER, write_records
 
 
 #: Names and values that would break a page, or matplotlib, if they were not treated as text.
@@ -94,4 +94,4 @@ def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "
             "loss_type": "dapo",
             "prompts": {group: f"prompt {group} {HOSTILE}" for group in range(4)},
         }
-        write_records(run / "token_records" / f"step-{step:08d}.parquet", columns, metadata)
+        write_records(run / FOLDER / f"step-{step:08d}.parquet", columns, metadata)

@@ -171,7 +171,8 @@ def test_the_forward_gets_the_images_of_the_scored_rows(make_trainer, loss_input
     trainer._score_micro_batch(trainer.model, inputs)
     ((shape, keep, kwargs),) = seen
     assert shape == (4, 8) and keep == 6
-    assert kwargs.keys() == {"pixel_values", "num_images"} and kwargs["pixel_values"] is inputs["pixel_values"]
+    assert kwargs.keys() == {"pixel_values", "num_images", "compute_entropy"}
+    assert kwargs["pixel_values"] is inputs["pixel_values"]
 
 
 @pytest.mark.parametrize(

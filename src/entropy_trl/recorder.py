@@ -55,7 +55,7 @@ class StepFacts:
 
 
 class CovarianceRecorder(TrainerCallback):
-    """Records the tokens of chosen optimizer steps in `OUTPUT_DIR/token_records`, a parquet file a step and process.
+    """Records the tokens of chosen optimizer steps in `OUTPUT_DIR/_token_records`, a parquet file a step and process.
 
     For a [`CovGRPOTrainer`], with its control on or off; `entropy-trl covariance` and `entropy_trl.analysis` read the
     files ([`~entropy_trl.analysis.records.SCHEMA`] has the columns). Training is the same with it and without: nothing

@@ -1,4 +1,4 @@
-"""Token records: one row a token of chosen optimizer steps, as Parquet files in `RUN/token_records/`.
+"""Token records: one row a token of chosen optimizer steps, as Parquet files in `RUN/_token_records/`.
 
 `step-00000012.parquet` holds what the first process recorded of step 12, `step-00000012-rank1.parquet` beside it what
 the second did. [`read_records`] reads what describes the steps; their columns are read when an analysis asks for them,
@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-#: The folder of a run that holds its records.
-FOLDER = "token_records"
+#: The folder of a run that holds its records: prompts and completions, so that a push to the Hub leaves out its name.
+FOLDER = "_token_records"
 
 #: One row a token. Log-probabilities and entropies are in nats; the covariance is in nats times advantage.
 SCHEMA = pa.schema(
