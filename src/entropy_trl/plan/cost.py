@@ -330,6 +330,7 @@ def communication(model: ModelFacts, run: Run, sharding: Sharding, gpus: int) ->
     reductions, gathers = trl_messages(run)
     add("TRL's metrics", "all_reduce", 8, 1, reductions)
     add("TRL's metrics and rewards by row", "all_gather", 8 * gpus * run.per_device_train_batch_size, 1, gathers)
+    add("digests of completions, for the diversity", "all_gather", 8 * gpus * run.rollout_rows, 1, 1)
     if run.entropy_control is not None:
         calls, size = control_messages(run)
         add("entropy control", "all_reduce", size, calls, run.updates)
