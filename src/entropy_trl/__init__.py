@@ -8,7 +8,7 @@ from entropy_trl._version import __version__
 
 if TYPE_CHECKING:
     from entropy_trl.config import CovGRPOConfig
-    from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
+    from entropy_trl.controls import CONTROLS, Chain, ClipCov, EntropyControl, KLCov, build_control
     from entropy_trl.covariance import covariance_metrics, token_covariance
     from entropy_trl.recorder import CovarianceRecorder
     from entropy_trl.reduction import clipped_tokens, token_weights
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTROLS",
+    "Chain",
     "ClipCov",
     "CovGRPOConfig",
     "CovGRPOTrainer",
@@ -44,7 +45,7 @@ _MODULES = {
     name: module
     for module, names in {
         "config": ("CovGRPOConfig",),
-        "controls": ("CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control"),
+        "controls": ("CONTROLS", "Chain", "ClipCov", "EntropyControl", "KLCov", "build_control"),
         "covariance": ("covariance_metrics", "token_covariance"),
         "recorder": ("CovarianceRecorder",),
         "reduction": ("clipped_tokens", "token_weights"),

@@ -6,10 +6,10 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from entropy_trl.controls import CONTROLS, EntropyControl, build_control, nearest
-from entropy_trl.controls.base import warn_if_percentage
+from entropy_trl.controls import CONTROLS, EntropyControl, build_control, describe_control, nearest
+from entropy_trl.controls.base import CLIP_RANGE
 from entropy_trl.estimators import ESTIMATORS
-from entropy_trl.reduction import LOSS_TYPES
+from entropy_trl.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
 
 
 POOLS = ("step", "micro_batch")
@@ -23,12 +23,13 @@ class CovGRPOConfig(GRPOConfig):
     Configuration of [`CovGRPOTrainer`]: everything in [`~trl.GRPOConfig`], and the parameters below.
 
     Args:
-        entropy_control (`str`, *optional*, defaults to `"clip_cov"`):
-            The control: `"clip_cov"` ([`ClipCov`]) or `"kl_cov"` ([`KLCov`]). `None` (`none` or `null` on the command
+        entropy_control (`str` or [`EntropyControl`], *optional*, defaults to `"clip_cov"`):
+            The control: a key of [`CONTROLS`]; the dotted path of a class of one's own; several of these joined by `+`,
+            which then act one after the other ([`Chain`]); or an instance. `None` (`none` or `null` on the command
             line and in YAML) leaves TRL's GRPO bit for bit as it is.
         entropy_control_kwargs (`dict` or `str`, *optional*):
-            Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`. What is not given has the
-            paper's value.
+            Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`; of a chain, such a mapping
+            for each control's name. What is not given has the published value.
         entropy_control_pool (`str`, *optional*, defaults to `"step"`):
             The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
             does not depend on how the step is cut into micro-batches and processes. `"micro_batch"`: the tokens of one
@@ -65,7 +66,10 @@ class CovGRPOConfig(GRPOConfig):
 
     entropy_control: str | None = field(
         default="clip_cov",
-        metadata={"help": "Entropy control: `clip_cov`, `kl_cov`, or `none` for plain GRPO."},
+        metadata={
+            "help": f"Entropy control: {', '.join(CONTROLS)}, the dotted path of a class, several joined by `+`, or "
+            "`none` for plain GRPO."
+        },
     )
     entropy_control_kwargs: dict[str, Any] | str | None = field(
         default=None,
@@ -124,10 +128,16 @@ class CovGRPOConfig(GRPOConfig):
         super().__post_init__()
         if str(self.entropy_control).lower() in ("none", "null", "false"):  # YAML reads `off` as False
             self.entropy_control = None
+        given: object = self.entropy_control  # the parser of the command line knows text only
+        if isinstance(given, EntropyControl):
+            if self.entropy_control_kwargs:
+                raise ValueError("`entropy_control` is an instance: it has its hyper-parameters, give no more of them.")
+            # By name, so that the configuration can be stored and read again.
+            self.entropy_control, self.entropy_control_kwargs = describe_control(given)
         self._check_rollout()
         control = self.make_entropy_control()
         if control is not None:
-            warn_if_percentage(control.fraction, self._pool_rows() * (self.max_completion_length or 0))
+            control.check_pool_size(self._pool_rows() * (self.max_completion_length or 0))
 
     def make_entropy_control(self) -> EntropyControl | None:
         """Build the control that the configuration asks for, `None` if it is off, and check that it can act.
@@ -156,7 +166,7 @@ class CovGRPOConfig(GRPOConfig):
         control = build_control(self.entropy_control, self.entropy_control_kwargs)
         self._check_on_policy(control)
         self._check_loss(control)
-        self._check_pool()
+        self._check_pool(control)
         return control
 
     def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
@@ -190,7 +200,8 @@ class CovGRPOConfig(GRPOConfig):
         if self.entropy_control is None:
             low = high = float(GRPOConfig.epsilon)  # a dataclass keeps its defaults as class attributes
         else:
-            low, high = CONTROLS[self.entropy_control].published_epsilon
+            kwargs: Any = self.entropy_control_kwargs  # checked to be a mapping when the configuration was made
+            low, high = build_control(self.entropy_control, kwargs).published_epsilon
             if self.loss_type == "cispo":  # bounds the ratio, not its distance from 1
                 high = 1 + high
         if self.epsilon is not None:
@@ -222,6 +233,11 @@ class CovGRPOConfig(GRPOConfig):
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
                 'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
+        if CLIP_RANGE in control.claims and self.loss_type not in CLIPPED_LOSS_TYPES:
+            raise ValueError(
+                f"`entropy_control={self.entropy_control!r}` moves the ratio clip, which "
+                f"`loss_type={self.loss_type!r}` does not have. Use one of {', '.join(CLIPPED_LOSS_TYPES)}."
+            )
 
     def _pool_rows(self) -> int:
         """Completions in a pool."""
@@ -230,8 +246,8 @@ class CovGRPOConfig(GRPOConfig):
             rows *= self.gradient_accumulation_steps * self.world_size
         return rows
 
-    def _check_pool(self) -> None:
-        if self._pool_rows() == 1:
+    def _check_pool(self, control: EntropyControl) -> None:
+        if control.needs_pool and self._pool_rows() == 1:
             raise ValueError(
                 f'`entropy_control_pool="{self.entropy_control_pool}"` with `per_device_train_batch_size=1` makes a '
                 "pool of one sequence: all its tokens have the same advantage and their covariance is 0. Use a larger "
@@ -242,7 +258,8 @@ class CovGRPOConfig(GRPOConfig):
                 "Entropy control does not know tensor parallelism (`parallelism_config.tp_size > 1`), where several "
                 "processes hold the same rows. Set `tp_size=1`, or `entropy_control=None`."
             )
-        if self.entropy_control_pool == "step" and self.steps_per_generation % self.gradient_accumulation_steps != 0:
+        needs_step_pool = control.needs_pool and self.entropy_control_pool == "step"
+        if needs_step_pool and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 f'`entropy_control_pool="step"` needs every optimizer step to lie inside one rollout, but '
                 f"`steps_per_generation` ({self.steps_per_generation}) is not a multiple of "
