@@ -8,7 +8,19 @@ from entropy_trl._version import __version__
 
 if TYPE_CHECKING:
     from entropy_trl.config import CovGRPOConfig
-    from entropy_trl.controls import CONTROLS, Chain, ClipCov, EntropyControl, KLCov, build_control
+    from entropy_trl.controls import (
+        CEGPPO,
+        CONTROLS,
+        Chain,
+        ClipCov,
+        EntroPIC,
+        EntropyControl,
+        FlexibleClip,
+        KLCov,
+        Steer,
+        TargetedClipHigher,
+        build_control,
+    )
     from entropy_trl.covariance import covariance_metrics, token_covariance
     from entropy_trl.recorder import CovarianceRecorder
     from entropy_trl.reduction import clipped_tokens, token_weights
@@ -18,15 +30,20 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "CEGPPO",
     "CONTROLS",
     "Chain",
     "ClipCov",
     "CovGRPOConfig",
     "CovGRPOTrainer",
     "CovarianceRecorder",
+    "EntroPIC",
     "EntropyControl",
+    "FlexibleClip",
     "KLCov",
     "Selection",
+    "Steer",
+    "TargetedClipHigher",
     "TokenBatch",
     "TokenEdit",
     "__version__",
@@ -45,7 +62,19 @@ _MODULES = {
     name: module
     for module, names in {
         "config": ("CovGRPOConfig",),
-        "controls": ("CONTROLS", "Chain", "ClipCov", "EntropyControl", "KLCov", "build_control"),
+        "controls": (
+            "CEGPPO",
+            "CONTROLS",
+            "Chain",
+            "ClipCov",
+            "EntroPIC",
+            "EntropyControl",
+            "FlexibleClip",
+            "KLCov",
+            "Steer",
+            "TargetedClipHigher",
+            "build_control",
+        ),
         "covariance": ("covariance_metrics", "token_covariance"),
         "recorder": ("CovarianceRecorder",),
         "reduction": ("clipped_tokens", "token_weights"),

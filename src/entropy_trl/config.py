@@ -40,8 +40,11 @@ class CovGRPOConfig(GRPOConfig):
             nothing. `"current"`: the policy at the start of the step, as the authors' micro-batch pool has it; in a
             step of several micro-batches it costs one more forward pass without gradient.
         advantage_estimator (`str`, *optional*, defaults to `"grpo"`):
-            `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"` or `"reinforce_pp_baseline"` (see
-            [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
+            `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"`, `"reinforce_pp_baseline"` or
+            `"quantile"` (see [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
+        advantage_quantile (`float`, *optional*, defaults to `0.4`):
+            With `advantage_estimator="quantile"` (QAE): the quantile of a prompt's rewards that is the baseline, in
+            (0, 1). A higher one keeps more entropy.
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
             Whether prompts whose completions all have the same reward are replaced by new ones until the rollout is
             full. Prompts then come from a stream of their own over the data set, which checkpoints remember.
@@ -93,9 +96,14 @@ class CovGRPOConfig(GRPOConfig):
     advantage_estimator: str = field(
         default="grpo",
         metadata={
-            "help": "Advantage estimator: `grpo` (TRL's), `rloo`, `reinforce_pp` or `reinforce_pp_baseline`.",
+            "help": "Advantage estimator: `grpo` (TRL's), `rloo`, `reinforce_pp`, `reinforce_pp_baseline` or "
+            "`quantile`.",
             "choices": list(ESTIMATORS),
         },
+    )
+    advantage_quantile: float = field(
+        default=0.4,
+        metadata={"help": "Quantile of a prompt's rewards that `advantage_estimator=quantile` takes as its baseline."},
     )
     dynamic_sampling: bool = field(
         default=False,
@@ -177,6 +185,11 @@ class CovGRPOConfig(GRPOConfig):
     def _check_rollout(self) -> None:
         self._check_choice("advantage_estimator", ESTIMATORS)
         self._check_choice("dynamic_sampling_incomplete", INCOMPLETE)
+        if not 0 < self.advantage_quantile < 1:
+            raise ValueError(
+                f"`advantage_quantile` must lie between 0 and 1, both excluded, got {self.advantage_quantile}. The "
+                "paper uses 0.4; 1 is the best completion of a prompt, which leaves nothing to reinforce."
+            )
         if self.advantage_estimator != "grpo" and self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"`advantage_estimator={self.advantage_estimator!r}` takes one reward a completion, the weighted sum, "
@@ -218,7 +231,8 @@ class CovGRPOConfig(GRPOConfig):
             f"`entropy_control={self.entropy_control!r}` can never act here: `gradient_accumulation_steps` "
             f"({self.gradient_accumulation_steps}) is a multiple of `steps_per_generation` x `num_iterations` "
             f"({self.steps_per_generation} x {self.num_iterations}), so that every update is the first one after its "
-            "rollout, where the penalty |log pi - log pi_old| has no gradient. Make several updates a rollout: "
+            "rollout, where every ratio is 1: there is nothing to clip, and the penalty |log pi - log pi_old| has no "
+            "gradient. Make several updates a rollout: "
             f"`steps_per_generation={8 * self.gradient_accumulation_steps}` gives the paper's 8 (or lower "
             "`gradient_accumulation_steps`), or set `num_iterations` to 2 or more; or use `clip_cov`, which acts "
             "on-policy too."

@@ -263,7 +263,8 @@ class CovGRPOTrainer(GRPOTrainer):
             self._look_at_groups(output, self._rewards.to(device), first)
         estimator = getattr(self.args, "advantage_estimator", "grpo")  # the arguments may be a plain GRPOConfig
         if estimator != "grpo" and self._in_training and self._rewards is not None:
-            advantages = estimate_advantages(estimator, self._weighted(self._rewards), self.num_generations)
+            rewards = self._weighted(self._rewards)
+            advantages = estimate_advantages(estimator, rewards, self.num_generations, self.args.advantage_quantile)
             output["advantages"] = advantages[first : first + rows]
             for _ in range(len(advantages)):  # TRL has logged its own
                 self._logs["advantages"].pop()

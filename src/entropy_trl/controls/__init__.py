@@ -10,17 +10,41 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from entropy_trl.controls.base import EntropyControl
+from entropy_trl.controls.ce_gppo import CEGPPO
 from entropy_trl.controls.chain import Chain
 from entropy_trl.controls.clip_cov import ClipCov
+from entropy_trl.controls.entropic import EntroPIC
+from entropy_trl.controls.flexible_clip import FlexibleClip
 from entropy_trl.controls.kl_cov import KLCov
+from entropy_trl.controls.steer import Steer
+from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
 
 
 CONTROLS: dict[str, type[EntropyControl]] = {
     "clip_cov": ClipCov,
     "kl_cov": KLCov,
+    "flexible_clip": FlexibleClip,
+    "ce_gppo": CEGPPO,
+    "entropic": EntroPIC,
+    "steer": Steer,
+    "targeted_clip_higher": TargetedClipHigher,
 }
 
-__all__ = ["CONTROLS", "Chain", "ClipCov", "EntropyControl", "KLCov", "build_control", "describe_control", "nearest"]
+__all__ = [
+    "CEGPPO",
+    "CONTROLS",
+    "Chain",
+    "ClipCov",
+    "EntroPIC",
+    "EntropyControl",
+    "FlexibleClip",
+    "KLCov",
+    "Steer",
+    "TargetedClipHigher",
+    "build_control",
+    "describe_control",
+    "nearest",
+]
 
 
 def build_control(name: str, kwargs: Mapping[str, Any] | None = None) -> EntropyControl:
@@ -81,6 +105,9 @@ def _build_one(name: str, kwargs: Mapping[str, Any]) -> EntropyControl:
             raise ValueError(f"Unknown `entropy_control_kwargs` key {key!r} for {name!r}{nearest(key, fields)}.")
         if fields[key].type in (float, "float"):
             values[key] = _number(key, value)
+    for key, f in fields.items():
+        if f.init and f.default is f.default_factory is dataclasses.MISSING and key not in values:
+            raise ValueError(f"`entropy_control_kwargs` of {name!r} must give {key!r}, which has no default.")
     return cls(**values)
 
 
@@ -106,6 +133,8 @@ def _import_control(path: str) -> Any:
             f"`entropy_control` {path!r} is not a dataclass that derives from `entropy_trl.EntropyControl`: module "
             f"{module_name!r} has {cls!r} there."
         )
+    if inspect.isabstract(cls):
+        raise ValueError(f"`entropy_control` {path!r} does not say what it does: its class must define `edit`.")
     return cls
 
 

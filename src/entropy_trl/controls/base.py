@@ -16,6 +16,7 @@ SELECTIONS = ("covariance", "random")
 
 #: What a control can lay claim to. Two controls of a chain must not want the same thing.
 SELECTED_TOKENS, CLIP_RANGE, TOKEN_WEIGHTS = "the selected tokens", "the clip range", "the token weights"
+ENTROPY_TARGET = "the target of the entropy"
 
 #: A fraction above this, of a pool above that many tokens, was probably meant as a percentage.
 SUSPECT_FRACTION, SUSPECT_POOL = 0.05, 10_000

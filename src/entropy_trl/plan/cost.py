@@ -385,6 +385,7 @@ def selection_messages(control: EntropyControl, ties: bool = False) -> tuple[int
         seed=0,
         rounding=0.0,
         ranks=ranks,
+        entropies=logps,
     )
     selection = control.select(pool)
     if selection.covariance is not None:
