@@ -66,6 +66,8 @@ def loss(
     dropped=(),
     penalised=(),
     coef=1.0,
+    edited=None,
+    added=None,
     sequence_level=False,
     beta=0.0,
     bias_correction=False,
@@ -79,6 +81,7 @@ def loss(
 ):
     """TRL 1.16's GRPO losses as their papers define them, with tokens dropped (Clip-Cov) or penalised (KL-Cov).
 
+    Of another control: `edited`, {(b, t): advantage}, and `added`, a function of (b, t, log ratio) to add to the loss.
     Returns a 0-dimensional tensor that is differentiable in `logps`.
     """
     mask = inputs["completion_mask"]
@@ -99,7 +102,7 @@ def loss(
             keep_row = 1.0 if advantage(advantages, b, valid[0]) >= 0 or drift <= off_policy_threshold else 0.0
         row_loss = []
         for t in valid:
-            a = 0.0 if (b, t) in dropped else advantage(advantages, b, t)
+            a = 0.0 if (b, t) in dropped else advantage(advantages, b, t) if edited is None else edited[b, t]
             ratio = torch.exp(mean_log_ratio if sequence_level else log_ratios[t])
             if loss_type == "cispo":
                 value = -min(float(ratio.detach()), high) * a * logps[b, t]
@@ -118,6 +121,7 @@ def loss(
                 clipped = torch.clamp(ratio, 1 - low, 1 + high)
                 value = torch.max(-bounded * a, -clipped * a)
             extra = coef * torch.abs(log_ratios[t]) if (b, t) in penalised else 0.0
+            extra = extra if added is None else added(b, t, log_ratios[t])
             weight = keep_row * (1.0 if token_filter is None else float(token_filter[b, t]))
             correction = 1.0 if importance_ratio is None or loss_type == "vespo" else float(importance_ratio[b, t])
             value = weight * (correction * value + extra)

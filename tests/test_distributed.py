@@ -90,6 +90,32 @@ def test_two_processes_select_and_train_as_one(tmp_path, method, updates):
                 assert log[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), (name, key)
 
 
+#: STEER needs the maximum over the pool, of entropies too; entropy-targeted clip-higher a state from all tokens.
+RIVALS = {
+    "steer": {"entropy_control": "steer", "entropy_control_kwargs": {"weight_min": 0.3}},
+    "targeted_clip_higher": {
+        "entropy_control": "targeted_clip_higher",
+        "entropy_control_kwargs": {"epsilon": 0.01, "delta": 0.005, "k_max": 0.02, "entropy_target": 2.9},
+    },
+}
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_two_processes_train_as_one_with_pool_numbers_and_states(tmp_path, method):
+    job = {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "save_strategy": "no"} | RIVALS[method]
+    job |= {"max_steps": 4}
+    one = run(tmp_path / "one", 1, spread=2, per_device_train_batch_size=8, **job)
+    two = run(tmp_path / "two", 2, spread=2, per_device_train_batch_size=4, **job)
+    assert distance(*two) == 0
+    assert distance(one[0], two[0]) < 1e-6
+    keys = {"steer": ("omega_max", "weight_mean"), "targeted_clip_higher": ("step_entropy", "k", "clipped_low")}[method]
+    for log, expected in zip(two[0]["logs"], one[0]["logs"], strict=True):
+        for key in keys:
+            name = f"entropy_control/{key}"
+            assert log[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), key
+    assert len({round(log[f"entropy_control/{keys[1]}"], 6) for log in one[0]["logs"]}) > 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_without_tokens_does_not_hang(tmp_path, method):
     ranks = run(

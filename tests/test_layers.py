@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 LAYERS = [
     {"ranks", "_version"},
     {"types", "selection", "checkpoint", "sampling", "estimators", "templates", "hub", "diversity"},
-    {"covariance", "reduction", "metrics"},
+    {"covariance", "reduction", "metrics", "regions"},
     {"controls"},
     {"config", "analysis"},
     {"recorder", "callbacks", "model_card"},
@@ -59,7 +59,7 @@ def test_only_the_trainer_subclasses_grpo_trainer():
 
 
 def test_core_needs_torch_only():
-    for name in ("ranks", "types", "covariance", "selection", "reduction"):
+    for name in ("ranks", "types", "covariance", "selection", "reduction", "regions"):
         source = (PACKAGE / f"{name}.py").read_text()
         assert not re.search(r"^(from|import) (trl|transformers|accelerate|datasets)", source, re.MULTILINE)
 

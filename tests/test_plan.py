@@ -316,7 +316,7 @@ def test_rollout_buffer(make_trainer, tmp_path, vllm):
         assert rollout_bytes(run) == pytest.approx(size(tensors), abs=64)  # the count of tokens, once a part
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if control.needs_pool])
 def test_entropy_controls_memory(name):
     rows, length = 64, 512
     pool = TokenBatch(
@@ -329,16 +329,19 @@ def test_entropy_controls_memory(name):
         seed=0,
         rounding=0.0,
         ranks=_Alone(),
+        entropies=torch.rand(rows, length),
     )
     control = CONTROLS[name]()
 
     def select():
         selection = control.select(pool)
-        covariance_metrics(selection.covariance, pool.mask, selection.selected, pool.ranks)
+        if selection.covariance is not None:
+            covariance_metrics(selection.covariance, pool.mask, selection.selected, pool.ranks)
 
     select()
     measured = peak(select) / (rows * length)
-    assert POOL_BYTES / 2 < measured < POOL_BYTES
+    assert measured < POOL_BYTES
+    assert measured > POOL_BYTES / 2 or name == "steer"  # which makes no table of quantiles
 
 
 class _Alone:

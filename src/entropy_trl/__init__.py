@@ -9,7 +9,19 @@ from entropy_trl._version import __version__
 if TYPE_CHECKING:
     from entropy_trl.callbacks import EntropyLawCallback
     from entropy_trl.config import CovGRPOConfig
-    from entropy_trl.controls import CONTROLS, ClipCov, EntropyControl, KLCov, build_control
+    from entropy_trl.controls import (
+        CEGPPO,
+        CONTROLS,
+        Chain,
+        ClipCov,
+        EntroPIC,
+        EntropyControl,
+        FlexibleClip,
+        KLCov,
+        Steer,
+        TargetedClipHigher,
+        build_control,
+    )
     from entropy_trl.covariance import covariance_metrics, token_covariance
     from entropy_trl.recorder import CovarianceRecorder
     from entropy_trl.reduction import clipped_tokens, token_weights
@@ -19,15 +31,21 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "CEGPPO",
     "CONTROLS",
+    "Chain",
     "ClipCov",
     "CovGRPOConfig",
     "CovGRPOTrainer",
     "CovarianceRecorder",
+    "EntroPIC",
     "EntropyControl",
     "EntropyLawCallback",
+    "FlexibleClip",
     "KLCov",
     "Selection",
+    "Steer",
+    "TargetedClipHigher",
     "TokenBatch",
     "TokenEdit",
     "__version__",
@@ -47,7 +65,19 @@ _MODULES = {
     for module, names in {
         "callbacks": ("EntropyLawCallback",),
         "config": ("CovGRPOConfig",),
-        "controls": ("CONTROLS", "ClipCov", "EntropyControl", "KLCov", "build_control"),
+        "controls": (
+            "CEGPPO",
+            "CONTROLS",
+            "Chain",
+            "ClipCov",
+            "EntroPIC",
+            "EntropyControl",
+            "FlexibleClip",
+            "KLCov",
+            "Steer",
+            "TargetedClipHigher",
+            "build_control",
+        ),
         "covariance": ("covariance_metrics", "token_covariance"),
         "recorder": ("CovarianceRecorder",),
         "reduction": ("clipped_tokens", "token_weights"),

@@ -6,10 +6,10 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from entropy_trl.controls import CONTROLS, EntropyControl, build_control, nearest
-from entropy_trl.controls.base import warn_if_percentage
+from entropy_trl.controls import CONTROLS, EntropyControl, build_control, describe_control, nearest
+from entropy_trl.controls.base import CLIP_RANGE
 from entropy_trl.estimators import ESTIMATORS
-from entropy_trl.reduction import LOSS_TYPES
+from entropy_trl.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
 
 
 POOLS = ("step", "micro_batch")
@@ -23,12 +23,13 @@ class CovGRPOConfig(GRPOConfig):
     Configuration of [`CovGRPOTrainer`]: everything in [`~trl.GRPOConfig`], and the parameters below.
 
     Args:
-        entropy_control (`str`, *optional*, defaults to `"clip_cov"`):
-            The control: `"clip_cov"` ([`ClipCov`]) or `"kl_cov"` ([`KLCov`]). `None` (`none` or `null` on the command
+        entropy_control (`str` or [`EntropyControl`], *optional*, defaults to `"clip_cov"`):
+            The control: a key of [`CONTROLS`]; the dotted path of a class of one's own; several of these joined by `+`,
+            which then act one after the other ([`Chain`]); or an instance. `None` (`none` or `null` on the command
             line and in YAML) leaves TRL's GRPO bit for bit as it is.
         entropy_control_kwargs (`dict` or `str`, *optional*):
-            Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`. What is not given has the
-            paper's value.
+            Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`; of a chain, such a mapping
+            for each control's name. What is not given has the published value.
         entropy_control_pool (`str`, *optional*, defaults to `"step"`):
             The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
             does not depend on how the step is cut into micro-batches and processes. `"micro_batch"`: the tokens of one
@@ -39,8 +40,11 @@ class CovGRPOConfig(GRPOConfig):
             nothing. `"current"`: the policy at the start of the step, as the authors' micro-batch pool has it; in a
             step of several micro-batches it costs one more forward pass without gradient.
         advantage_estimator (`str`, *optional*, defaults to `"grpo"`):
-            `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"` or `"reinforce_pp_baseline"` (see
-            [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
+            `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"`, `"reinforce_pp_baseline"` or
+            `"quantile"` (see [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
+        advantage_quantile (`float`, *optional*, defaults to `0.4`):
+            With `advantage_estimator="quantile"` (QAE): the quantile of a prompt's rewards that is the baseline, in
+            (0, 1). A higher one keeps more entropy.
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
             Whether prompts whose completions all have the same reward are replaced by new ones until the rollout is
             full. Prompts then come from a stream of their own over the data set, which checkpoints remember.
@@ -68,7 +72,10 @@ class CovGRPOConfig(GRPOConfig):
 
     entropy_control: str | None = field(
         default="clip_cov",
-        metadata={"help": "Entropy control: `clip_cov`, `kl_cov`, or `none` for plain GRPO."},
+        metadata={
+            "help": f"Entropy control: {', '.join(CONTROLS)}, the dotted path of a class, several joined by `+`, or "
+            "`none` for plain GRPO."
+        },
     )
     entropy_control_kwargs: dict[str, Any] | str | None = field(
         default=None,
@@ -92,9 +99,14 @@ class CovGRPOConfig(GRPOConfig):
     advantage_estimator: str = field(
         default="grpo",
         metadata={
-            "help": "Advantage estimator: `grpo` (TRL's), `rloo`, `reinforce_pp` or `reinforce_pp_baseline`.",
+            "help": "Advantage estimator: `grpo` (TRL's), `rloo`, `reinforce_pp`, `reinforce_pp_baseline` or "
+            "`quantile`.",
             "choices": list(ESTIMATORS),
         },
+    )
+    advantage_quantile: float = field(
+        default=0.4,
+        metadata={"help": "Quantile of a prompt's rewards that `advantage_estimator=quantile` takes as its baseline."},
     )
     dynamic_sampling: bool = field(
         default=False,
@@ -131,10 +143,16 @@ class CovGRPOConfig(GRPOConfig):
         super().__post_init__()
         if str(self.entropy_control).lower() in ("none", "null", "false"):  # YAML reads `off` as False
             self.entropy_control = None
+        given: object = self.entropy_control  # the parser of the command line knows text only
+        if isinstance(given, EntropyControl):
+            if self.entropy_control_kwargs:
+                raise ValueError("`entropy_control` is an instance: it has its hyper-parameters, give no more of them.")
+            # By name, so that the configuration can be stored and read again.
+            self.entropy_control, self.entropy_control_kwargs = describe_control(given)
         self._check_rollout()
         control = self.make_entropy_control()
         if control is not None:
-            warn_if_percentage(control.fraction, self._pool_rows() * (self.max_completion_length or 0))
+            control.check_pool_size(self._pool_rows() * (self.max_completion_length or 0))
 
     def make_entropy_control(self) -> EntropyControl | None:
         """Build the control that the configuration asks for, `None` if it is off, and check that it can act.
@@ -163,7 +181,7 @@ class CovGRPOConfig(GRPOConfig):
         control = build_control(self.entropy_control, self.entropy_control_kwargs)
         self._check_on_policy(control)
         self._check_loss(control)
-        self._check_pool()
+        self._check_pool(control)
         return control
 
     def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
@@ -174,6 +192,11 @@ class CovGRPOConfig(GRPOConfig):
     def _check_rollout(self) -> None:
         self._check_choice("advantage_estimator", ESTIMATORS)
         self._check_choice("dynamic_sampling_incomplete", INCOMPLETE)
+        if not 0 < self.advantage_quantile < 1:
+            raise ValueError(
+                f"`advantage_quantile` must lie between 0 and 1, both excluded, got {self.advantage_quantile}. The "
+                "paper uses 0.4; 1 is the best completion of a prompt, which leaves nothing to reinforce."
+            )
         if self.advantage_estimator != "grpo" and self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"`advantage_estimator={self.advantage_estimator!r}` takes one reward a completion, the weighted sum, "
@@ -197,7 +220,8 @@ class CovGRPOConfig(GRPOConfig):
         if self.entropy_control is None:
             low = high = float(GRPOConfig.epsilon)  # a dataclass keeps its defaults as class attributes
         else:
-            low, high = CONTROLS[self.entropy_control].published_epsilon
+            kwargs: Any = self.entropy_control_kwargs  # checked to be a mapping when the configuration was made
+            low, high = build_control(self.entropy_control, kwargs).published_epsilon
             if self.loss_type == "cispo":  # bounds the ratio, not its distance from 1
                 high = 1 + high
         if self.epsilon is not None:
@@ -214,7 +238,8 @@ class CovGRPOConfig(GRPOConfig):
             f"`entropy_control={self.entropy_control!r}` can never act here: `gradient_accumulation_steps` "
             f"({self.gradient_accumulation_steps}) is a multiple of `steps_per_generation` x `num_iterations` "
             f"({self.steps_per_generation} x {self.num_iterations}), so that every update is the first one after its "
-            "rollout, where the penalty |log pi - log pi_old| has no gradient. Make several updates a rollout: "
+            "rollout, where every ratio is 1: there is nothing to clip, and the penalty |log pi - log pi_old| has no "
+            "gradient. Make several updates a rollout: "
             f"`steps_per_generation={8 * self.gradient_accumulation_steps}` gives the paper's 8 (or lower "
             "`gradient_accumulation_steps`), or set `num_iterations` to 2 or more; or use `clip_cov`, which acts "
             "on-policy too."
@@ -229,6 +254,11 @@ class CovGRPOConfig(GRPOConfig):
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
                 'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
+        if CLIP_RANGE in control.claims and self.loss_type not in CLIPPED_LOSS_TYPES:
+            raise ValueError(
+                f"`entropy_control={self.entropy_control!r}` moves the ratio clip, which "
+                f"`loss_type={self.loss_type!r}` does not have. Use one of {', '.join(CLIPPED_LOSS_TYPES)}."
+            )
 
     def _pool_rows(self) -> int:
         """Completions in a pool."""
@@ -237,8 +267,8 @@ class CovGRPOConfig(GRPOConfig):
             rows *= self.gradient_accumulation_steps * self.world_size
         return rows
 
-    def _check_pool(self) -> None:
-        if self._pool_rows() == 1:
+    def _check_pool(self, control: EntropyControl) -> None:
+        if control.needs_pool and self._pool_rows() == 1:
             raise ValueError(
                 f'`entropy_control_pool="{self.entropy_control_pool}"` with `per_device_train_batch_size=1` makes a '
                 "pool of one sequence: all its tokens have the same advantage and their covariance is 0. Use a larger "
@@ -249,7 +279,8 @@ class CovGRPOConfig(GRPOConfig):
                 "Entropy control does not know tensor parallelism (`parallelism_config.tp_size > 1`), where several "
                 "processes hold the same rows. Set `tp_size=1`, or `entropy_control=None`."
             )
-        if self.entropy_control_pool == "step" and self.steps_per_generation % self.gradient_accumulation_steps != 0:
+        needs_step_pool = control.needs_pool and self.entropy_control_pool == "step"
+        if needs_step_pool and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 f'`entropy_control_pool="step"` needs every optimizer step to lie inside one rollout, but '
                 f"`steps_per_generation` ({self.steps_per_generation}) is not a multiple of "

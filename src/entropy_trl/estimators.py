@@ -4,17 +4,20 @@ All of them take the rewards of the whole rollout, of all processes, and give on
 that no reward function could score (NaN) has the advantage 0 and counts in no mean.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 
 #: `grpo` is TRL's own and is not computed here.
-ESTIMATORS = ("grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline")
+ESTIMATORS = ("grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "quantile")
 
 _EPSILON = 1e-8
+_GROUP_EPSILON = 1e-4  # TRL's, of the standard deviation of a group
 
 
-def estimate_advantages(name: str, rewards: Tensor, num_generations: int) -> Tensor:
+def estimate_advantages(name: str, rewards: Tensor, num_generations: int, quantile: float = 0.4) -> Tensor:
     """Advantages of a rollout.
 
     - `rloo` (arXiv 2402.14740): the reward minus the mean reward of the prompt's other completions,
@@ -23,12 +26,18 @@ def estimate_advantages(name: str, rewards: Tensor, num_generations: int) -> Ten
       `(r_i - mean) / (std + 1e-8)`, with the standard deviation of a sample. The paper's KL to a reference policy
       inside the reward is not part of it: TRL's `beta` adds one to the loss.
     - `reinforce_pp_baseline` (the same): `r_i - mean_group`, then whitened over the rollout.
+    - `quantile` (QAE, arXiv 2509.22611, Eq. 3): `(r_i - Q_K) / (std_group + 1e-4)`, with the K-quantile of the group's
+      rewards, `Q_K = inf {x : share of rewards <= x is at least K}`, in place of their mean. `Q_K` is one of the
+      rewards, and completions with that reward have the advantage 0. Of rewards 0 and 1 with the success rate p it is
+      0 where `p <= 1 - K`: only the rare successes count; else 1: only the remaining failures. Differs from the
+      authors' code, which interpolates between two rewards where the paper's Eq. 3 takes one of them.
 
     Args:
         name (`str`): one of the above.
         rewards (`Tensor` of shape (N,)): weighted sum of the rewards of each completion; the completions of a prompt
             follow each other.
         num_generations (`int`): completions of a prompt, G.
+        quantile (`float`, *optional*, defaults to 0.4): K of `quantile`, in (0, 1).
 
     Returns:
         `Tensor` of shape (N,).
@@ -44,9 +53,22 @@ def estimate_advantages(name: str, rewards: Tensor, num_generations: int) -> Ten
     elif name == "reinforce_pp_baseline":
         grouped = rewards.view(-1, num_generations)
         advantages = _whitened((grouped - grouped.nanmean(1, keepdim=True)).flatten(), scored)
+    elif name == "quantile":
+        advantages = torch.cat([_above_quantile(group, quantile) for group in rewards.view(-1, num_generations)])
     else:
         raise ValueError(f"Unknown advantage estimator {name!r}: use one of {', '.join(ESTIMATORS[1:])}.")
     return advantages.where(scored, 0.0)
+
+
+def _above_quantile(group: Tensor, quantile: float) -> Tensor:
+    """The rewards of a prompt's completions above their quantile, in units of their standard deviation."""
+    known = group[~group.isnan()].sort().values
+    n = known.numel()
+    if n < 2:
+        return torch.zeros_like(group)
+    # The smallest reward that at least `quantile * n` of them do not exceed; 0.7 * 10 is 7.000000000000001.
+    baseline = known[max(math.ceil(quantile * n - 1e-9), 1) - 1]
+    return (group - baseline) / (known.std() + _GROUP_EPSILON)
 
 
 def _whitened(values: Tensor, scored: Tensor) -> Tensor:

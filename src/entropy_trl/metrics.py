@@ -24,5 +24,7 @@ class StepMetrics:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Sum over the ranks (one collective) and divide. A mean over no token is NaN, which TRL leaves out."""
+        if not self._sums:
+            return {}
         totals = accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum")
         return dict(zip(self._sums, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))

@@ -7,7 +7,8 @@ import math
 import textwrap
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ from entropy_trl.types import TokenBatch, TokenEdit
 
 logger = logging.getLogger(__name__)
 
-#: In a checkpoint: where dynamic sampling's stream of prompts stands.
-PROMPT_STREAM = "prompt_stream.json"
+#: In a checkpoint: where dynamic sampling's stream of prompts stands, and the state of a control that has one.
+PROMPT_STREAM, CONTROL_STATE = "prompt_stream.json", "entropy_control_state.json"
 
 #: What TRL's forward pass takes beside the token ids (images and the like), by name.
 _FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
@@ -116,6 +117,7 @@ class CovGRPOTrainer(GRPOTrainer):
         self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that a recorder wants to see
         self._step_window: _StepWindow | None = None
         self._pool_ranks: Ranks = ONE_PROCESS
+        self._control_state = {} if self.entropy_control is None else self.entropy_control.initial_state()
         self._prompt_stream: PromptStream | None = None
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
         self._evaluating = False
@@ -162,6 +164,8 @@ class CovGRPOTrainer(GRPOTrainer):
         self._resumed = checkpoint
         # Trackers report when their turn comes, and end with the training: what adds to their logs goes first.
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, EntropyLawCallback))
+        if self.entropy_control is not None:
+            self._control_state = self.entropy_control.initial_state()
         if self._prompt_stream is not None:
             self._prompt_stream.position = 0
         if self._keeps_rollout:
@@ -197,6 +201,8 @@ class CovGRPOTrainer(GRPOTrainer):
         # By TRL's count: an epoch may end in a step of fewer micro-batches. (With the control off it is not restored.)
         step = self._step if self._keeps_rollout else self.state.global_step * self.args.gradient_accumulation_steps
         inside_rollout = self._inside_rollout(step)
+        if self._control_state and self.args.should_save:
+            (folder / CONTROL_STATE).write_text(json.dumps(self._control_state) + "\n")
         if self._prompt_stream is not None and self.args.should_save:
             (folder / PROMPT_STREAM).write_text(json.dumps({"position": self._prompt_stream.position}) + "\n")
         if self._keeps_rollout:
@@ -309,6 +315,8 @@ class CovGRPOTrainer(GRPOTrainer):
                 self._prompt_stream.position = json.loads(position_file.read_text())["position"]
             else:
                 logger.warning(f"{checkpoint} was saved without dynamic sampling: its prompts start from the first.")
+        if self._control_state:
+            self._load_control_state(Path(checkpoint) / CONTROL_STATE)
         path = rollout_file(checkpoint, self.accelerator.process_index)
         if path.exists():
             self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
@@ -316,6 +324,16 @@ class CovGRPOTrainer(GRPOTrainer):
             logger.warning(
                 f"{checkpoint} lies inside a rollout but does not have it (it was not saved by CovGRPOTrainer with an "
                 "entropy control): a new rollout is made, and the run differs from one that was not interrupted."
+            )
+
+    def _load_control_state(self, path: Path) -> None:
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        if stored.keys() == self._control_state.keys():
+            self._control_state = stored
+        else:
+            logger.warning(
+                f"{path.parent} was saved with another entropy control: the state of "
+                f"{self.args.entropy_control!r} starts afresh."
             )
 
     def _lies_inside_rollout(self, checkpoint: Path) -> bool:
@@ -353,7 +371,8 @@ class CovGRPOTrainer(GRPOTrainer):
             self._look_at_groups(output, self._rewards.to(device), first)
         estimator = getattr(self.args, "advantage_estimator", "grpo")  # the arguments may be a plain GRPOConfig
         if estimator != "grpo" and self._in_training and self._rewards is not None:
-            advantages = estimate_advantages(estimator, self._weighted(self._rewards), self.num_generations)
+            rewards = self._weighted(self._rewards)
+            advantages = estimate_advantages(estimator, rewards, self.num_generations, self.args.advantage_quantile)
             output["advantages"] = advantages[first : first + rows]
             for _ in range(len(advantages)):  # TRL has logged its own
                 self._logs["advantages"].pop()
@@ -443,10 +462,22 @@ class CovGRPOTrainer(GRPOTrainer):
 
         window.position += 1
         if window.position == window.size:
-            for name, value in window.metrics.means(self.accelerator).items():
-                self._metrics["train"][f"entropy_control/{name}"].append(value)
+            self._end_step(window)
             self._step_window = None
         return loss, call.selected
+
+    def _end_step(self, window: "_StepWindow") -> None:
+        """Log what the control did in an optimizer step, and let it go on to its next state."""
+        means = window.metrics.means(self.accelerator)
+        if self._control_state:
+            means |= self._control_state
+            progress = (self.state.global_step + 1) / max(self.state.max_steps, 1)
+            if not math.isnan(means["step_entropy"]):
+                self._control_state = window.control.next_state(
+                    self._control_state, means["step_entropy"], min(progress, 1.0)
+                )
+        for name, value in means.items():
+            self._metrics["train"][f"entropy_control/{name}"].append(value)
 
     def _step_facts(self, model) -> StepFacts:
         """What a recorder wants to know of the step at hand."""
@@ -504,12 +535,13 @@ class CovGRPOTrainer(GRPOTrainer):
             )
         return logps, entropies
 
-    def _token_batch(self, inputs: dict[str, Any], logps: Tensor) -> TokenBatch:
+    def _token_batch(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None = None) -> TokenBatch:
         """The tokens of a micro-batch (or of several, concatenated) as a control sees them.
 
         Args:
             inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
             logps (`Tensor` of shape (B, T)): log-probabilities to score the tokens by.
+            entropies (`Tensor` of shape (B, T), *optional*): of the current policy.
         """
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
@@ -542,6 +574,9 @@ class CovGRPOTrainer(GRPOTrainer):
             seed=self.args.seed * 0x9E3779B97F4A7C15 + self.state.global_step,
             rounding=epsilons * torch.finfo(dtype).eps,
             ranks=self._pool_ranks,
+            entropies=entropies,
+            progress=min(self.state.global_step / max(self.state.max_steps, 1), 1.0),
+            state=self._control_state,
         )
 
     def _check_finite(self, batch: TokenBatch) -> None:
@@ -712,7 +747,8 @@ class _StepWindow:
         self.metrics = StepMetrics(trainer.accelerator.device)
         self.micro_batches: list[dict[str, Any]] = []
         self.selected: Tensor | None = None
-        if trainer.args.entropy_control_pool == "step" and self.size > 1:
+        self.shared: Mapping[str, Tensor] = {}
+        if control.needs_pool and trainer.args.entropy_control_pool == "step" and self.size > 1:
             self._select_step(model)
 
     def _select_step(self, model) -> None:
@@ -729,22 +765,33 @@ class _StepWindow:
         keys = ["completion_mask", "advantages", "row_ids"]
         keys += [key for key in ("tool_mask", "old_per_token_logps") if key in self.micro_batches[0]]
         pool = {key: torch.cat([inputs[key] for inputs in self.micro_batches]) for key in keys}
-        if trainer.args.entropy_control_scores == "rollout" and "old_per_token_logps" in pool:
+        entropies = None
+        if self._takes_rollout_scores(pool):
             scores = pool["old_per_token_logps"]
         else:
-            scores = torch.cat([trainer._score_micro_batch(model, inputs)[0] for inputs in self.micro_batches])
-        batch = trainer._token_batch(pool, scores)
+            compute_entropy = self.control.scores_entropies
+            scored = [trainer._score_micro_batch(model, inputs, compute_entropy) for inputs in self.micro_batches]
+            scores = torch.cat([logps for logps, _ in scored])
+            entropies = torch.cat([values for _, values in scored]) if compute_entropy else None
+        batch = trainer._token_batch(pool, scores, entropies)
         trainer._check_finite(batch)
         self.selected = self._select(batch)
+
+    def _takes_rollout_scores(self, inputs: dict[str, Any]) -> bool:
+        """Whether the pool is scored by the policy that the rollout was scored with."""
+        wanted = self.trainer.args.entropy_control_scores == "rollout" and not self.control.scores_entropies
+        return wanted and inputs.get("old_per_token_logps") is not None
 
     def _select(self, pool: TokenBatch) -> Tensor:
         selection = self.control.select(pool)
         selected = selection.selected
-        if self.trainer.args.entropy_control_pool == "step":
-            # Where all advantages are equal there is nothing to select. The authors' code takes arbitrary tokens then.
-            selected = selected & (selection.covariance != 0)
-        self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selected, pool.ranks))
+        if selection.covariance is not None:
+            if self.trainer.args.entropy_control_pool == "step":
+                # Where all advantages are equal there is nothing to select. The authors' code takes arbitrary tokens.
+                selected = selected & (selection.covariance != 0)
+            self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selected, pool.ranks))
         self.metrics.add(selection.metrics)
+        self.shared = selection.shared
         return selected
 
     def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:
@@ -758,10 +805,11 @@ class _StepWindow:
                 )
             rows = inputs["completion_ids"].size(0)
             return self.selected[self.position * rows : (self.position + 1) * rows]
-        args, old_logps = self.trainer.args, inputs.get("old_per_token_logps")
-        if args.entropy_control_pool == "step" and args.entropy_control_scores == "rollout" and old_logps is not None:
+        if not self.control.needs_pool:
+            return torch.zeros_like(batch.mask)
+        if self.trainer.args.entropy_control_pool == "step" and self._takes_rollout_scores(inputs):
             # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
-            batch = self.trainer._token_batch(inputs, old_logps)
+            batch = self.trainer._token_batch(inputs, inputs["old_per_token_logps"])
         return self._select(batch)
 
 
@@ -786,10 +834,15 @@ class _LossCall:
                 f"TRL {trl.__version__} makes a second forward pass in its loss; entropy_trl knows one. Use a TRL "
                 "version that entropy_trl was tested with."
             )
-        self.batch = self.trainer._token_batch(self.original, logps)
+        self.batch = self.trainer._token_batch(self.original, logps, entropies)
         self.trainer._check_finite(self.batch)
         with torch.no_grad():
             self.selected = self.window.selected_in(self.original, self.batch)
+        if self.window.shared:
+            self.batch = replace(self.batch, shared=self.window.shared)
+        if self.trainer._control_state:
+            total = entropies.detach().where(self.batch.mask, 0.0).sum(dtype=torch.float64)
+            self.window.metrics.add({"step_entropy": (total, self.batch.mask.sum())})
         self.edit = self.window.control.edit(self.batch, self.selected)
         self.window.metrics.add(self.edit.metrics)
 

@@ -45,6 +45,15 @@ class TokenBatch:
             `max(1, |logp|)`. Defaults to 8 machine epsilons of the dtype of `logps`.
         ranks (`Ranks`, *optional*):
             The processes that the pool extends over, each with its own rows. Defaults to this one alone.
+        entropies (`Tensor` of shape (B, T), *optional*):
+            Entropy of the next-token distribution under the current policy, nats, no gradient. Always there in a
+            micro-batch; in a pool where the control asks for it (`EntropyControl.scores_entropies`).
+        progress (`float`, *optional*, defaults to 0):
+            Share of the training's optimizer steps that are done, in [0, 1).
+        state (mapping of name to `float`, *optional*):
+            The control's state at this step (`EntropyControl.next_state`); the same in the whole step.
+        shared (mapping of name to `Tensor`, *optional*):
+            What `EntropyControl.select` found out about the whole pool ([`Selection`]).
 
     Raises:
         ValueError: if a shape does not fit.
@@ -59,12 +68,16 @@ class TokenBatch:
     seed: int = 0
     rounding: float = 0.0
     ranks: Ranks = ONE_PROCESS
+    entropies: Tensor | None = None
+    progress: float = 0.0
+    state: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.logps.ndim != 2:
             raise ValueError(f"`logps` must have shape (B, T), got {tuple(self.logps.shape)}.")
         shape = self.logps.shape
-        for name in ("old_logps", "mask", "clipped"):
+        for name in ("old_logps", "mask", "clipped", "entropies"):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"`{name}` must have the shape of `logps` {tuple(shape)}, got {tuple(value.shape)}.")
@@ -91,6 +104,8 @@ class TokenBatch:
         }
         if self.clipped is not None:
             fixed["clipped"] = self.clipped & mask
+        if self.entropies is not None:
+            fixed["entropies"] = self.entropies.detach().where(mask, 0.0)
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
 
@@ -106,13 +121,15 @@ class Selection:
 
     Args:
         selected (`Tensor` of shape (B, T), bool): the tokens; never a padded one.
-        covariance (`Tensor` of shape (B, T)): Eq. 10 of arXiv 2505.22617 over the pool; 0 at padding.
+        covariance (`Tensor` of shape (B, T), *optional*): Eq. 10 of arXiv 2505.22617 over the pool; 0 at padding.
         metrics (mapping of name to (sum, count)): what the control wants logged of the pool.
+        shared (mapping of name to `Tensor`): numbers of the whole pool, of all processes, that `edit` needs.
     """
 
     selected: Tensor
-    covariance: Tensor
+    covariance: Tensor | None = None
     metrics: Mapping[str, MetricSum] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

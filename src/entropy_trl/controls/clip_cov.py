@@ -7,14 +7,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from entropy_trl.controls.base import check_fraction, check_selection
+from entropy_trl.controls.base import (
+    SELECTED_TOKENS,
+    EntropyControl,
+    check_fraction,
+    check_selection,
+    warn_if_percentage,
+)
 from entropy_trl.covariance import token_covariance
 from entropy_trl.selection import draw_mask, selection_count
 from entropy_trl.types import Selection, TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)
-class ClipCov:
+class ClipCov(EntropyControl):
     """Take a few high-covariance tokens out of the policy gradient (arXiv 2505.22617, Eqs. 11-12).
 
     Of the pool's `N` tokens, `floor(fraction * N)` are drawn uniformly from those with
@@ -44,8 +50,9 @@ class ClipCov:
     selection: str = "covariance"
 
     published_epsilon: ClassVar[tuple[float, float]] = (1.0, 1.0)
-    acts_on_policy: ClassVar[bool] = True
     drops_tokens: ClassVar[bool] = True
+    needs_pool: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({SELECTED_TOKENS})
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -55,6 +62,9 @@ class ClipCov:
                 f"The covariance band ({self.cov_low}, {self.cov_high}) is empty or has no finite lower bound: no "
                 "token can be told from the rest. Give `cov_low` < `cov_high`; the paper uses 1 and 5."
             )
+
+    def check_pool_size(self, tokens: int) -> None:
+        warn_if_percentage(self.fraction, tokens)
 
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)

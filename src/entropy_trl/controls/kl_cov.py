@@ -7,14 +7,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from entropy_trl.controls.base import check_fraction, check_selection
+from entropy_trl.controls.base import (
+    SELECTED_TOKENS,
+    EntropyControl,
+    check_fraction,
+    check_selection,
+    warn_if_percentage,
+)
 from entropy_trl.covariance import token_covariance
 from entropy_trl.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.types import Selection, TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)
-class KLCov:
+class KLCov(EntropyControl):
     """Penalise the highest-covariance tokens for leaving the rollout's policy (arXiv 2505.22617, Eqs. 13-14).
 
     The `floor(fraction * N)` tokens of the pool (at least one) with the largest covariance get
@@ -45,7 +51,8 @@ class KLCov:
 
     published_epsilon: ClassVar[tuple[float, float]] = (math.inf, math.inf)
     acts_on_policy: ClassVar[bool] = False
-    drops_tokens: ClassVar[bool] = False
+    needs_pool: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({SELECTED_TOKENS})
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -55,6 +62,9 @@ class KLCov:
                 f"`coef` must be finite and not negative, got {self.coef!r}: a negative penalty would drive the "
                 "selected tokens away from the rollout's policy. The paper uses 1."
             )
+
+    def check_pool_size(self, tokens: int) -> None:
+        warn_if_percentage(self.fraction, tokens)
 
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)

@@ -386,9 +386,11 @@ def selection_messages(control: EntropyControl, ties: bool = False) -> tuple[int
         seed=0,
         rounding=0.0,
         ranks=ranks,
+        entropies=logps,
     )
     selection = control.select(pool)
-    covariance_metrics(selection.covariance, pool.mask, selection.selected, ranks)
+    if selection.covariance is not None:
+        covariance_metrics(selection.covariance, pool.mask, selection.selected, ranks)
     return ranks.calls, ranks.size
 
 
@@ -396,7 +398,9 @@ def control_messages(run: Run) -> tuple[int, int]:
     """All-reduces that an entropy control adds to an optimizer step, and their bytes together, at most."""
     assert run.entropy_control is not None
     steps = run.gradient_accumulation_steps
-    calls, size = selection_messages(run.entropy_control, ties=True) if run.step_pool else (0, 0)
+    calls, size = (0, 0)
+    if run.entropy_control.needs_pool and run.step_pool:
+        calls, size = selection_messages(run.entropy_control, ties=True)
     checks = steps + (run.step_pool and steps > 1)  # log-probabilities that are not finite
     clips = run.entropy_control.drops_tokens and run.loss_type in (*CLIPPED_LOSS_TYPES, "cispo", "vespo")
     clip_metrics = steps if clips else 0

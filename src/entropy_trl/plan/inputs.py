@@ -170,8 +170,10 @@ class Run:
     @property
     def scores_step(self) -> bool:
         """Whether the step pool needs a scoring pass of its own."""
-        pool = self.entropy_control is not None and self.step_pool and self.gradient_accumulation_steps > 1
-        return pool and not self.scores_rollout
+        control = self.entropy_control
+        if control is None or not (control.needs_pool and self.step_pool and self.gradient_accumulation_steps > 1):
+            return False
+        return control.scores_entropies or not self.scores_rollout
 
     @property
     def compute_bytes(self) -> int:
