@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers.utils.hub
 from hub_server import HubServer
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, TrainerState
@@ -433,6 +433,28 @@ def test_card_says_the_versions_and_papers(card):
         assert line in text.split("### Framework versions")[1].split("## Citations")[0]
     assert "shao2024deepseekmath" in text
     assert CovGRPOTrainer._paper["id"] == "2505.22617"  # TRL's part of the card cites it
+
+
+def test_card_of_a_chain(card):
+    text = card(
+        law_log(),
+        entropy_control="clip_cov+steer",
+        entropy_control_kwargs={"clip_cov": {"fraction": 0.01}, "steer": {"weight_min": 0.7}},
+    )
+    settings = settings_of(text)
+    assert settings["Entropy control"] == "`clip_cov+steer`"
+    assert settings["`fraction` of clip_cov"] == "0.01" and settings["`weight_min` of steer"] == "0.7"
+    assert {"clip_cov", "steer"} <= set(ModelCard(text).data.tags)
+
+
+def test_a_card_cites_the_paper_of_covariance_for_its_controls_only(make_trainer, tmp_path):
+    for control, cites in (("kl_cov", True), ("steer", False)):
+        trainer = make_trainer(entropy_control=control, output_dir=str(tmp_path / control))
+        trainer.create_model_card(model_name="run")
+        text = (tmp_path / control / "README.md").read_text()
+        assert ("cui2025entropy" in text) == cites
+        assert text.count("shao2024deepseekmath") == 1
+        assert "entropy-trl" in ModelCard(text).data.tags
 
 
 def test_card_says_the_curve_without_the_figure(card, tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ from trl import GRPOConfig, GRPOTrainer
 from entropy_trl._version import __version__
 from entropy_trl.analysis.law import fit_law
 from entropy_trl.config import CovGRPOConfig
+from entropy_trl.controls import Chain
+from entropy_trl.controls.base import SELECTED_TOKENS
 from entropy_trl.hub import intended_name
 
 
@@ -60,8 +62,9 @@ def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_i
     if isinstance(args, CovGRPOConfig):
         control = args.make_entropy_control()
         if control is not None and args.entropy_control is not None:
-            tags.append(args.entropy_control)
-            text += f"\nCite GRPO as:\n\n```bibtex\n{GRPOTrainer._paper['citation']}\n```\n"
+            tags += args.entropy_control.split("+")
+            if SELECTED_TOKENS in control.claims:  # the others have TRL's citation, which is GRPO's
+                text += f"\nCite GRPO as:\n\n```bibtex\n{GRPOTrainer._paper['citation']}\n```\n"
         text = _before(text, _VERSIONS, "\n\n".join(_sections(folder, args, control, adapter, state)))
         text = _before(
             text, _FIRST_VERSION, f"- Entropy-TRL: {__version__}\n- Python: {platform.python_version()}", "\n"
@@ -103,8 +106,10 @@ def _settings(args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerSta
         yield "Entropy control", "off"
     else:
         yield "Entropy control", f"`{args.entropy_control}`"
-        for field in dataclasses.fields(control):
-            yield f"`{field.name}` of the control", _value(getattr(control, field.name))
+        parts = control.controls if isinstance(control, Chain) else {"the control": control}
+        for name, part in parts.items():
+            for field in dataclasses.fields(part):
+                yield f"`{field.name}` of {name}", _value(getattr(part, field.name))
         pool = {"step": "all tokens of an optimizer step", "micro_batch": "the tokens of a micro-batch"}
         yield "Pool that the control selects in", pool[args.entropy_control_pool]
         if args.entropy_control_pool == "step":

@@ -37,6 +37,7 @@ from entropy_trl.checkpoint import (
 )
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import EntropyControl
+from entropy_trl.controls.base import SELECTED_TOKENS
 from entropy_trl.covariance import covariance_metrics
 from entropy_trl.diversity import completion_digests, diversity_metrics
 from entropy_trl.estimators import estimate_advantages
@@ -146,7 +147,9 @@ class CovGRPOTrainer(GRPOTrainer):
             # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process with that.
             set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
         if self.entropy_control is None:
-            self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
+            self._tag_names = GRPOTrainer._tag_names
+        if self.entropy_control is None or SELECTED_TOKENS not in self.entropy_control.claims:
+            self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper  # not by that paper
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Trains, as [`~transformers.Trainer.train`] does.
