@@ -15,8 +15,8 @@ from typing import Any
 import embedded
 
 
-#: The upper threshold falls from 2 to 0 with the probability; the lower one is 0.9 where it is to lower entropy, and
-#: 0.02 where it is not dynamic.
+#: The upper threshold falls from 2 to 0 with the probability. The lower one is 0.9 where it is to lower entropy, and
+#: 0.02 elsewhere.
 SHARP = {
     "upper_slope": -2.0,
     "upper_base": 2.0,
@@ -34,8 +34,6 @@ CASES: dict[str, dict[str, Any] | None] = {
     "oscillatory_decay": SHARP | {"strategy": "oscillatory_decay", "entropy_floor": 0.4},
     "target": SHARP | {"strategy": "target", "entropy_target": 0.25},
     "published increase_then_decrease": {"strategy": "increase_then_decrease"},
-    "published decrease_increase_decrease": {"strategy": "decrease_increase_decrease"},
-    "published oscillatory_decay": {"strategy": "oscillatory_decay"},
 }
 
 
@@ -69,11 +67,6 @@ def quarters(curve: list[list[float]]) -> list[float]:
     return [fmean(entropy for _, entropy in curve[i * size : (i + 1) * size]) for i in range(min(4, len(curve)))]
 
 
-def held(curve: list[list[float]]) -> float:
-    """Mean entropy of the second half of the run."""
-    return fmean(entropy for _, entropy in curve[len(curve) // 2 :])
-
-
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """A panel a case: a thin line a seed, a thick one for their mean, GRPO's mean in grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,7 +74,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
     cases = [case for case in dict.fromkeys(result["case"] for result in results) if case != "grpo"]
     means = {case: mean_curve([r["curve"] for r in results if r["case"] == case]) for case in (*cases, "grpo")}
-    columns = min(4, max(len(cases), 1))
+    columns = min(3, max(len(cases), 1))
     rows = -(-max(len(cases), 1) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)

@@ -87,8 +87,8 @@ class FlexibleClip(EntropyControl):
     which gives the gradient of the clipped surrogate. Nothing is clipped while the policy is the one that made the
     rollout, so that the control needs several updates a rollout.
 
-    Published: the schedules and the closed form of the upper bound (the authors' page). Of lower trust, from other
-    people's scripts: the slopes and bases. Ours: the lower bound's closed form, phases other than halves, the mode in
+    Published: the schedules and the closed form of the upper bound (the authors' page). Of lower trust, from
+    secondary sources: the slopes and bases. Ours: the lower bound's closed form, phases other than halves, the mode in
     which the oscillation starts, and that an entropy decides about the next step, not about its own.
 
     Args:
