@@ -106,7 +106,7 @@ def _settings(args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerSta
         yield "Entropy control", "off"
     else:
         yield "Entropy control", f"`{args.entropy_control}`"
-        parts = control.controls if isinstance(control, Chain) else {"the control": control}
+        parts: dict[str, Any] = dict(control.controls) if isinstance(control, Chain) else {"the control": control}
         for name, part in parts.items():
             for field in dataclasses.fields(part):
                 yield f"`{field.name}` of {name}", _value(getattr(part, field.name))
