@@ -2,7 +2,8 @@
 # constraints.txt, and made again when setup.cfg, pyproject.toml or constraints.txt change.
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
-#   make test                                 everything that runs without a GPU
+#   make test                                 the tests: what runs without a GPU, DeepSpeed and vLLM
+#   make test-slow                            more cases of several processes, 5 minutes
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-distributed test-vllm quality style gpu-check clean
+.PHONY: help install quickstart test test-slow test-distributed test-vllm quality style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -41,7 +42,10 @@ quickstart: $(STAMP)
 	$(BIN)/entropy-trl quickstart $(QUICKSTART_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
 test-distributed: $(STAMP)
 	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }

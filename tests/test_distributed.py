@@ -62,7 +62,9 @@ def distance(a, b):
     return max(float((a["weights"][n] - b["weights"][n]).abs().max()) for n in a["weights"])
 
 
-@pytest.mark.parametrize(("method", "updates"), [("kl_cov", 2), ("clip_cov", 2), ("clip_cov", 1)])
+@pytest.mark.parametrize(
+    ("method", "updates"), [("kl_cov", 2), pytest.param("clip_cov", 2, marks=pytest.mark.slow), ("clip_cov", 1)]
+)
 def test_two_processes_select_and_train_as_one(tmp_path, method, updates):
     # 32 rows a rollout; on-policy (one update a rollout) a step of several micro-batches needs the scoring pass.
     runs = {}
@@ -116,7 +118,7 @@ def test_two_processes_train_as_one_with_pool_numbers_and_states(tmp_path, metho
     assert len({round(log[f"entropy_control/{keys[1]}"], 6) for log in one[0]["logs"]}) > 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param("kl_cov", marks=pytest.mark.slow), "clip_cov"])
 def test_a_process_without_tokens_does_not_hang(tmp_path, method):
     ranks = run(
         tmp_path / "out",
@@ -158,7 +160,7 @@ def test_two_processes_resume_inside_a_rollout(tmp_path):
     assert [s for s in merged(through) if s[0] >= 1] == merged(resumed)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_group_that_spans_processes(tmp_path, processes):
     # Groups of 4 rows, 6 or 3 of them on each process; 10 prompts, of which each epoch leaves the last one out.
     job = {"rows": 12, "prompts": 10, "steps_per_generation": 1, "max_steps": 5, "save_strategy": "no"}
@@ -289,7 +291,10 @@ def test_offloaded_shards_train_as_one_process(tmp_path, references):
     assert distance(ranks[0], one) < 2e-5  # of 3 steps of 1e-3
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.deepspeed)])
+@pytest.mark.parametrize(
+    "sharding",
+    [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2", pytest.param("zero3", marks=pytest.mark.deepspeed)],
+)
 def test_lora_with_checkpointed_activations_and_a_reference(tmp_path, references, sharding):
     # beta > 0: the reference is the model without its adapter.
     if sharding.startswith("zero"):

@@ -374,7 +374,9 @@ def test_does_not_depend_on_the_cut(make_trainer, strategy):
     assert max(spread) < 1e-4
 
 
-@pytest.mark.parametrize("strategy", ["increase_then_decrease", "oscillatory_decay"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("increase_then_decrease", marks=pytest.mark.slow), "oscillatory_decay"]
+)
 def test_two_processes_train_as_one(tmp_path, strategy):
     job = {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "save_strategy": "no", "max_steps": 4}
     job |= config(strategy, entropy_floor=0.99)
@@ -393,6 +395,7 @@ def test_two_processes_train_as_one(tmp_path, strategy):
     assert one[0]["logs"][1]["entropy_control/clipped_low"] > 0
 
 
+@pytest.mark.slow
 def test_a_process_without_tokens_does_not_hang(tmp_path):
     job = {"empty_rank": 1, "per_device_train_batch_size": 8, "steps_per_generation": 2} | config("oscillatory_decay")
     ranks = run_processes(tmp_path / "out", 2, spread=2, **job)

@@ -573,6 +573,7 @@ def test_several_processes(tmp_path):
         assert "To upload it later: hf upload tester/model" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_all_processes(tmp_path):
     with HubServer() as hub:
         hub.fail("repos/create", 401)

@@ -79,7 +79,7 @@ def through(tmp_path_factory):
 @pytest.mark.parametrize(
     ("place", "step", "left", "resumed_from"),
     [
-        ("step", 2, {2: True}, 2),
+        pytest.param("step", 2, {2: True}, 2, marks=pytest.mark.slow),
         ("step", 3, {3: True}, 3),  # inside a rollout
         ("save", 3, {2: True, 3: False}, 2),
         ("rollout", 3, {2: True, 3: False}, 2),
@@ -115,7 +115,10 @@ def test_a_truncated_checkpoint_is_never_loaded(tmp_path, through):
     assert checkpoints(out) == {3: True, 4: True, 5: True}
 
 
-@pytest.mark.parametrize(("place", "step", "rank", "resumed_from"), [("save", 3, 1, 2), ("step", 3, 1, 3)])
+@pytest.mark.parametrize(
+    ("place", "step", "rank", "resumed_from"),
+    [("save", 3, 1, 2), pytest.param("step", 3, 1, 3, marks=pytest.mark.slow)],
+)
 def test_one_of_two_processes_is_killed(tmp_path, place, step, rank, resumed_from):
     through, out = tmp_path / "through", tmp_path / "run"
     finished(start(through, processes=2))
