@@ -67,7 +67,9 @@ def mistake(capsys, *argv):
 # Real runs
 
 
-@pytest.mark.parametrize("control", ["kl_cov", "clip_cov", "none"])
+@pytest.mark.parametrize(
+    "control", ["kl_cov", *(pytest.param(c, marks=pytest.mark.slow) for c in ("clip_cov", "none"))]
+)
 def test_launched_run(tmp_path, control):
     arguments = {"kl_cov": [], "clip_cov": CLIP_COV, "none": ["--entropy_control", "none"]}[control]
     launcher = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]

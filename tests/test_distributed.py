@@ -102,7 +102,7 @@ RIVALS = {
 }
 
 
-@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("method", ["steer", pytest.param("targeted_clip_higher", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_with_pool_numbers_and_states(tmp_path, method):
     job = {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "save_strategy": "no"} | RIVALS[method]
     job |= {"max_steps": 4}
@@ -266,7 +266,9 @@ def references(tmp_path_factory):
 
 
 # KL-Cov with two updates a rollout; Clip-Cov strictly on-policy in two micro-batches, which needs the scoring pass.
-@pytest.mark.parametrize(("method", "micro_batches"), [("kl_cov", 1), ("clip_cov", 2)])
+@pytest.mark.parametrize(
+    ("method", "micro_batches"), [pytest.param("kl_cov", 1, marks=pytest.mark.slow), ("clip_cov", 2)]
+)
 @pytest.mark.parametrize("sharding", SHARDED)
 def test_sharded_models_select_and_train_as_one_process(tmp_path, references, sharding, method, micro_batches):
     if sharding.startswith("zero"):

@@ -80,11 +80,11 @@ def through(tmp_path_factory):
     ("place", "step", "left", "resumed_from"),
     [
         pytest.param("step", 2, {2: True}, 2, marks=pytest.mark.slow),
-        ("step", 3, {3: True}, 3),  # inside a rollout
+        pytest.param("step", 3, {3: True}, 3, marks=pytest.mark.slow),  # inside a rollout
         ("save", 3, {2: True, 3: False}, 2),
         ("rollout", 3, {2: True, 3: False}, 2),
         ("manifest", 4, {3: True, 4: False}, 3),
-        ("rotation", 3, {2: True, 3: True}, 3),
+        pytest.param("rotation", 3, {2: True, 3: True}, 3, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_started_again(tmp_path, through, place, step, left, resumed_from):

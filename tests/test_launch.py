@@ -92,7 +92,13 @@ def test_every_file_is_launched():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.deepspeed) if n.startswith("zero") else n for n in SHARDS]
+    "name",
+    [
+        pytest.param(
+            n, marks=pytest.mark.deepspeed if n.startswith("zero") else () if n == "fsdp2" else pytest.mark.slow
+        )
+        for n in SHARDS
+    ],
 )
 def test_train_and_resume(name, model, ddp, tmp_path):
     """Sharded as the file says, the same weights as without shards, and a resume inside a rollout changes nothing."""

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import entropy_trl.trainer
-from entropy_trl import CONTROLS, CovGRPOConfig, CovGRPOTrainer
+from entropy_trl import CovGRPOConfig, CovGRPOTrainer
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.types import TokenBatch
 
@@ -393,7 +393,7 @@ def test_a_checkpoint_without_its_rollout_is_said(make_trainer, tmp_path, caplog
     assert "lies inside a rollout" in caplog.text
 
 
-@pytest.mark.parametrize("method", CONTROLS)
+@pytest.mark.parametrize("method", METHODS)
 def test_model_card_names_the_paper(make_trainer, tmp_path, method):
     trainer = make_trainer(entropy_control=method)
     trainer.create_model_card(model_name="tiny")
