@@ -7,7 +7,6 @@ exit code 2. Only the steps that read what the user wrote are guarded so; anythi
 
 import argparse
 import atexit
-import importlib
 import inspect
 import json
 import logging
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_trl._version import __version__
+from entropy_trl.dotted_path import NoSuchModuleError, import_from
 
 
 if TYPE_CHECKING:
@@ -467,18 +467,14 @@ def _import_object(path: str, option: str) -> Callable[..., Any]:
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise UsageError(f"{option}: {path!r} is not a dotted path such as my_module.my_function.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and an import of its own fails
-        raise UsageError(f"{option}: {path!r}: there is no module {error.name!r}.") from error
-    if not callable(vars(module).get(name)):
+        function: Any = import_from(path, f"{option}:")
+    except NoSuchModuleError as error:
+        raise UsageError(str(error)) from error
+    if not callable(function):
         raise UsageError(f"{option}: {path!r}: module {module_name!r} has no function {name!r}.")
-    function: Callable[..., Any] = vars(module)[name]
-    return function
+    found: Callable[..., Any] = function
+    return found
 
 
 def _check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableDataset") -> None:

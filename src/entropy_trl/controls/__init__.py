@@ -2,10 +2,7 @@
 
 import dataclasses
 import difflib
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +15,7 @@ from entropy_trl.controls.flexible_clip import FlexibleClip
 from entropy_trl.controls.kl_cov import KLCov
 from entropy_trl.controls.steer import Steer
 from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
+from entropy_trl.dotted_path import import_from
 
 
 CONTROLS: dict[str, type[EntropyControl]] = {
@@ -113,20 +111,13 @@ def _build_one(name: str, kwargs: Mapping[str, Any]) -> EntropyControl:
 
 def _import_control(path: str) -> Any:
     """The class at a dotted path, from an installed module or one in the current folder."""
-    module_name, _, name = path.rpartition(".")
+    module_name, _, _ = path.rpartition(".")
     if not module_name:
         raise ValueError(
             f"Unknown `entropy_control` {path!r}{nearest(path, CONTROLS)}. Use none to switch it off, or the dotted "
             "path of a class of your own."
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        cls: Any = vars(importlib.import_module(module_name)).get(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and an import of its own fails
-        raise ValueError(f"`entropy_control` {path!r}: there is no module {error.name!r}.") from error
+    cls: Any = import_from(path, "`entropy_control`")
     is_control = inspect.isclass(cls) and issubclass(cls, EntropyControl)
     if not (is_control and dataclasses.is_dataclass(cls)):
         raise ValueError(
