@@ -104,13 +104,7 @@ def _evaluate_main(argv: Sequence[str], prog: str = "entropy-trl evaluate") -> i
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    options = parser.parse_args(argv)
-    try:
-        with _usage_errors(ValueError, OSError, ImportError):
-            job = command.prepare(options)
-    except UsageError as error:
-        return _tell(error, prog)
-    return command.main(job)
+    return _checked(parser, argv, command.prepare, lambda job, _: command.main(job))
 
 
 def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
@@ -146,13 +140,7 @@ def _law_main(argv: Sequence[str], prog: str = "entropy-trl law") -> int:
         allow_abbrev=False,
     )
     law_command.add_arguments(parser)
-    options = parser.parse_args(argv)
-    try:
-        with _usage_errors(ValueError, OSError, ImportError):
-            results = law_command.analyse(options)
-    except UsageError as error:
-        return _tell(error, prog)
-    return law_command.main(results, options)
+    return _checked(parser, argv, law_command.analyse, law_command.main)
 
 
 def _covariance_main(argv: Sequence[str], prog: str = "entropy-trl covariance") -> int:
@@ -166,13 +154,13 @@ def _covariance_main(argv: Sequence[str], prog: str = "entropy-trl covariance") 
         allow_abbrev=False,
     )
     covariance_command.add_arguments(parser)
-    options = parser.parse_args(argv)
-    try:
-        with _usage_errors(ValueError, OSError):
-            results, records = covariance_command.analyse(options)
-    except UsageError as error:
-        return _tell(error, prog)
-    return covariance_command.main(results, records, options)
+    return _checked(
+        parser,
+        argv,
+        covariance_command.analyse,
+        lambda found, options: covariance_command.main(found[0], found[1], options),
+        (ValueError, OSError),
+    )
 
 
 def _report_main(argv: Sequence[str], prog: str = "entropy-trl report") -> int:
@@ -190,13 +178,24 @@ def _report_main(argv: Sequence[str], prog: str = "entropy-trl report") -> int:
         allow_abbrev=False,
     )
     report_command.add_arguments(parser)
+    return _checked(parser, argv, report_command.prepare, report_command.main)
+
+
+def _checked(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    prepare: Callable[[argparse.Namespace], Any],
+    run: Callable[[Any, argparse.Namespace], int],
+    mistakes: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
+) -> int:
+    """Runs a command with what `prepare` makes of its options, where these kinds of errors are the user's mistakes."""
     options = parser.parse_args(argv)
     try:
-        with _usage_errors(ValueError, OSError, ImportError):
-            runs = report_command.prepare(options)
+        with _usage_errors(*mistakes):
+            prepared = prepare(options)
     except UsageError as error:
-        return _tell(error, prog)
-    return report_command.main(runs, options)
+        return _tell(error, parser.prog)
+    return run(prepared, options)
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
