@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_benchmarks import run_benchmark
+from test_trainer import logs, same_weights
 
+from entropy_trl.analysis.records import read_records
 from entropy_trl.regions import REGIONS, entropy_change, estimated_entropy_change, region_metrics, token_regions
 from entropy_trl.types import TokenBatch
 
@@ -46,7 +48,7 @@ def random_batch(seed=0, rows=6, length=8, per_token=False, drift=0.4):
 def test_metrics_are_those_of_the_loop(seed, per_token):
     batch = random_batch(seed, per_token=per_token)
     stopped = batch.mask & (torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.3)
-    sums = {e: dict.fromkeys(("tokens", "clipped", "gradient", "entropy"), 0.0) for e in REGIONS}
+    sums = {e: dict.fromkeys(("tokens", "stopped", "gradient", "entropy"), 0.0) for e in REGIONS}
     total = 0.0
     where = oracle.tokens(batch.mask)
     for b, t in where:
@@ -58,13 +60,14 @@ def test_metrics_are_those_of_the_loop(seed, per_token):
         region = region_of(logp, entropy, advantage)
         if region is not None:
             sums[region]["tokens"] += 1
-            sums[region]["clipped"] += float(stopped[b, t])
+            sums[region]["stopped"] += float(stopped[b, t])
             sums[region]["gradient"] += abs(left) * (1 - p)
             sums[region]["entropy"] += -left * p * (1 - p) * (logp + entropy)
-    metrics = region_metrics(batch, stopped)
-    assert metrics.keys() == {f"{e}_{name}" for e in REGIONS for name in ("tokens", "clipped", "gradient", "entropy")}
+    weights = (batch.advantages * batch.log_ratio.exp()).masked_fill(stopped, 0.0).masked_fill(~batch.mask, math.nan)
+    metrics = region_metrics(batch, weights)
+    assert metrics.keys() == {f"{e}_{name}" for e in REGIONS for name in ("tokens", "stopped", "gradient", "entropy")}
     for e in REGIONS:
-        count = {"tokens": len(where), "clipped": sums[e]["tokens"], "gradient": total, "entropy": len(where)}
+        count = {"tokens": len(where), "stopped": sums[e]["tokens"], "gradient": total, "entropy": len(where)}
         for name in count:
             total_of_metric, counted = (float(x) for x in metrics[f"{e}_{name}"])
             assert total_of_metric == pytest.approx(sums[e][name], rel=1e-9, abs=1e-12), (e, name)
@@ -76,7 +79,7 @@ def test_every_region_occurs_and_has_its_sign():
     assert all(metrics[f"{e}_tokens"] > 0 for e in REGIONS)
     assert metrics["e1_entropy"] < 0 < metrics["e2_entropy"]
     assert metrics["e4_entropy"] < 0 < metrics["e3_entropy"]
-    assert all(metrics[f"{e}_clipped"] == 0 for e in REGIONS)
+    assert all(metrics[f"{e}_stopped"] == 0 for e in REGIONS)
 
 
 def test_shares_of_the_gradient_add_up():
@@ -118,6 +121,103 @@ def test_padding_and_row_order_do_not_matter():
     for other in (replace(batch, **garbage), shuffled):
         for name, pair in region_metrics(other).items():
             assert torch.allclose(torch.stack(pair).double(), torch.stack(expected[name]).double(), rtol=1e-12), name
+
+
+def logged_regions(trainer):
+    """What each step logged, without the prefix."""
+    entries = [log for log in trainer.state.log_history if "loss" in log]
+    prefix = "entropy_regions/"
+    return [{k.removeprefix(prefix): v for k, v in log.items() if k.startswith(prefix)} for log in entries]
+
+
+def surrogate(row, low, high):
+    """The derivative of `min(r A, clip(r) A)` by `ln p`."""
+    ratio, advantage = math.exp(row.logp - row.old_logp), row.advantage
+    stopped = (advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 1 - low)
+    return 0.0 if stopped else ratio * advantage
+
+
+def sapo(row):
+    ratio = math.exp(row.logp - row.old_logp)
+    gate = 1 / (1 + math.exp(-(1.0 if row.advantage > 0 else 1.05) * (ratio - 1)))
+    return 4 * gate * (1 - gate) * ratio * row.advantage
+
+
+def penalised(row):
+    sign = (row.logp > row.old_logp) - (row.logp < row.old_logp)
+    return row.advantage * math.exp(row.logp - row.old_logp) - (0.7 * sign if row.selected else 0.0)
+
+
+CLIP_COV = {"entropy_control": "clip_cov", "entropy_control_kwargs": {"fraction": 0.2, "cov_low": 0.02, "cov_high": 9}}
+KL_COV = {"entropy_control": "kl_cov", "entropy_control_kwargs": {"fraction": 0.2, "coef": 0.7}}
+#: Arguments, and the derivative of a token's own objective by its log-probability, from what was recorded of it.
+OBJECTIVES = {
+    **{
+        loss_type: ({"entropy_control": None, "loss_type": loss_type, "epsilon": 0.1}, lambda r: surrogate(r, 0.1, 0.1))
+        for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+    },
+    "sapo": ({"entropy_control": None, "loss_type": "sapo"}, sapo),
+    "cispo": (
+        {"entropy_control": None, "loss_type": "cispo", "epsilon_high": 1.01},
+        lambda r: min(math.exp(r.logp - r.old_logp), 1.01) * r.advantage,
+    ),
+    "clip_cov": (CLIP_COV | {"epsilon": 0.1}, lambda r: 0.0 if r.selected else surrogate(r, 0.1, 0.1)),
+    "kl_cov": (KL_COV, penalised),
+    "kl_cov, bf16": (KL_COV | {"bf16": True}, penalised),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_trainer_logs_the_gradient_that_it_trained_with(make_trainer, tmp_path, objective, accumulation):
+    """By region, from the tokens that were recorded: the objectives written out against TRL's backward pass."""
+    arguments, derivative = OBJECTIVES[objective]
+    trainer = make_trainer(
+        **arguments,
+        output_dir=str(tmp_path / "run"),
+        entropy_regions=True,
+        token_records={"every": 1},
+        steps_per_generation=4,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=8,
+    )
+    trainer.train()
+    logged, steps = logged_regions(trainer), read_records(tmp_path / "run")
+    assert len(logged) == len(steps) == 4
+    tolerance = 2e-2 if "bf16" in objective else 1e-4
+    for metrics, step in zip(logged, steps, strict=True):
+        sums = {(e, name): 0.0 for e in REGIONS for name in ("tokens", "stopped", "gradient", "entropy")}
+        total, rows = 0.0, list(step.table().itertuples())
+        for row in rows:
+            p, weight = math.exp(row.logp), derivative(row)
+            total += abs(weight) * (1 - p)
+            region = region_of(row.logp, row.entropy, row.advantage)
+            if region is not None:
+                sums[region, "tokens"] += 1
+                sums[region, "stopped"] += weight == 0
+                sums[region, "gradient"] += abs(weight) * (1 - p)
+                sums[region, "entropy"] += -weight * p * (1 - p) * (row.logp + row.entropy)
+        for e in REGIONS:
+            counts = {"tokens": len(rows), "stopped": sums[e, "tokens"], "gradient": total, "entropy": len(rows)}
+            for name, count in counts.items():
+                if count:  # a mean over nothing is not logged
+                    expected = pytest.approx(sums[e, name] / count, rel=tolerance, abs=tolerance / 10)
+                    assert metrics[f"{e}_{name}"] == expected, (step.step, e, name)
+    stopped = sum(metrics.get(f"{e}_stopped", 0) for metrics in logged for e in REGIONS)
+    assert (stopped > 0) == (objective not in ("sapo", "cispo", "kl_cov", "kl_cov, bf16"))
+
+
+@pytest.mark.parametrize("control", [{"entropy_control": None}, CLIP_COV, KL_COV], ids=["off", "clip_cov", "kl_cov"])
+def test_the_training_does_not_notice(make_trainer, control):
+    trainers = []
+    for regions in (True, False):
+        trainers.append(make_trainer(**control, entropy_regions=regions))
+        trainers[-1].train()
+    watched, plain = trainers
+    assert same_weights(watched, plain)
+    assert all(logged_regions(watched)) and not any(logged_regions(plain))
+    kept = [{k: v for k, v in log.items() if not k.startswith("entropy_regions/")} for log in logs(watched)]
+    assert kept == logs(plain)
 
 
 def test_entropies_are_needed():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from entropy_trl.covariance import covariance_metrics, token_covariance
     from entropy_trl.recorder import CovarianceRecorder
     from entropy_trl.reduction import clipped_tokens, token_weights
+    from entropy_trl.regions import entropy_change, estimated_entropy_change, region_metrics, token_regions
     from entropy_trl.selection import draw_mask, top_k_mask
     from entropy_trl.trainer import CovGRPOTrainer
     from entropy_trl.types import Selection, TokenBatch, TokenEdit
@@ -53,7 +54,11 @@ __all__ = [
     "clipped_tokens",
     "covariance_metrics",
     "draw_mask",
+    "entropy_change",
+    "estimated_entropy_change",
+    "region_metrics",
     "token_covariance",
+    "token_regions",
     "token_weights",
     "top_k_mask",
 ]
@@ -81,6 +86,7 @@ _MODULES = {
         "covariance": ("covariance_metrics", "token_covariance"),
         "recorder": ("CovarianceRecorder",),
         "reduction": ("clipped_tokens", "token_weights"),
+        "regions": ("entropy_change", "estimated_entropy_change", "region_metrics", "token_regions"),
         "selection": ("draw_mask", "top_k_mask"),
         "trainer": ("CovGRPOTrainer",),
         "types": ("Selection", "TokenBatch", "TokenEdit"),

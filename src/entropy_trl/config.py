@@ -56,6 +56,9 @@ class CovGRPOConfig(GRPOConfig):
         token_records (`dict` or `str`, *optional*):
             Arguments of a [`CovarianceRecorder`], which then records the tokens of chosen steps for
             `entropy-trl covariance`, for example `{"every": 50, "entropy_change": true}`.
+        entropy_regions (`bool`, *optional*, defaults to `False`):
+            Whether to log what each entropy region of arXiv 2602.09782 has of the tokens, of the gradient and of the
+            change of entropy to be expected from it ([`region_metrics`]), with every control and with none.
         entropy_law (`bool`, *optional*, defaults to `False`):
             Whether to log the fit of `R = -a exp(H) + b` as training goes on, warn when entropy collapses, and give W&B
             and trackio the figures at the end ([`EntropyLawCallback`]).
@@ -126,6 +129,10 @@ class CovGRPOConfig(GRPOConfig):
     token_records: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": 'Record the tokens of chosen steps: arguments of CovarianceRecorder, e.g. `{"every": 50}`.'},
+    )
+    entropy_regions: bool = field(
+        default=False,
+        metadata={"help": "Log what each entropy region (E1 to E4) has of tokens, gradient and entropy change."},
     )
     entropy_law: bool = field(
         default=False,

@@ -90,21 +90,21 @@ def estimated_entropy_change(logps: Tensor, entropies: Tensor, weights: Tensor) 
     return -weights * probabilities * (1 - probabilities) * (logps + entropies)
 
 
-def region_metrics(batch: TokenBatch, stopped: Tensor | None = None) -> dict[str, MetricSum]:
+def region_metrics(batch: TokenBatch, weights: Tensor | None = None) -> dict[str, MetricSum]:
     """What each region has in a micro-batch: tokens, gradient, and the change of entropy to be expected from it.
 
-    For each region `e` of `REGIONS`:
+    For each region `e` of `REGIONS`, with the derivative `w` of each token's objective by `ln p`:
 
     - `<e>_tokens`: its share of the valid tokens.
-    - `<e>_clipped`: the share of its tokens that `stopped` takes out of the gradient.
-    - `<e>_gradient`: its share of the gradient of what is left, measured by `sum |A| r (1 - p)`, the size of the
-      gradient by the sampled token's own logit (its norm over all logits is 1 to sqrt(2) times that).
+    - `<e>_stopped`: the share of its tokens that have no gradient, `w = 0`.
+    - `<e>_gradient`: its share of `sum |w| (1 - p)`, the size of the gradient by the sampled token's own logit (its
+      norm over all logits is 1 to sqrt(2) times that).
     - `<e>_entropy`: its part of the change of entropy per token and unit of step on the logits, nats
-      ([`estimated_entropy_change`]). The four add up to the whole micro-batch's.
+      ([`estimated_entropy_change`]).
 
     Args:
         batch ([`TokenBatch`]): the tokens, with their entropies; the advantages before any edit.
-        stopped (`Tensor` of shape (B, T), bool, *optional*): the tokens without gradient. Defaults to none.
+        weights (`Tensor` of shape (B, T), *optional*): `w`. Defaults to that of the unclipped surrogate, `r A`.
 
     Raises:
         ValueError: if the batch has no entropies.
@@ -114,18 +114,17 @@ def region_metrics(batch: TokenBatch, stopped: Tensor | None = None) -> dict[str
     dtype = torch.promote_types(batch.logps.dtype, torch.float32)
     logps, entropies = batch.logps.detach().to(dtype), batch.entropies.to(dtype)
     regions = token_regions(logps, entropies, batch.advantages, batch.mask)
-    weights = batch.advantages * batch.log_ratio.detach().to(dtype).exp()
-    if stopped is not None:
-        weights = weights.masked_fill(stopped, 0.0)
-    gradient = (weights.abs() * (1 - logps.exp())).where(batch.mask, 0.0)
+    if weights is None:
+        weights = batch.advantages * batch.log_ratio.detach().to(dtype).exp()
+    weights = weights.to(dtype).where(batch.mask, 0.0)
+    gradient = weights.abs() * (1 - logps.exp())
     change = estimated_entropy_change(logps, entropies, weights)
     tokens, whole = batch.mask.sum(), gradient.sum(dtype=torch.float64)
     metrics: dict[str, MetricSum] = {}
     for number, name in enumerate(REGIONS, start=1):
         region = regions == number
-        clipped = torch.zeros_like(tokens) if stopped is None else (region & stopped).sum()
         metrics[f"{name}_tokens"] = (region.sum(), tokens)
-        metrics[f"{name}_clipped"] = (clipped, region.sum())
+        metrics[f"{name}_stopped"] = ((region & (weights == 0)).sum(), region.sum())
         metrics[f"{name}_gradient"] = (gradient.where(region, 0.0).sum(dtype=torch.float64), whole)
         metrics[f"{name}_entropy"] = (change.where(region, 0.0).sum(dtype=torch.float64), tokens)
     return metrics

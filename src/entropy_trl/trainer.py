@@ -55,6 +55,7 @@ from entropy_trl.model_card import extend_card
 from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
 from entropy_trl.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
+from entropy_trl.regions import region_metrics
 from entropy_trl.sampling import Group, PromptStream, fill_rollout, has_signal
 from entropy_trl.types import TokenBatch, TokenEdit
 
@@ -115,7 +116,8 @@ class CovGRPOTrainer(GRPOTrainer):
                 stacklevel=2,
             )
         self._loss_call: _LossCall | None = None
-        self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that a recorder wants to see
+        self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that is observed
+        self._region_metrics: StepMetrics | None = None
         self._step_window: _StepWindow | None = None
         self._pool_ranks: Ranks = ONE_PROCESS
         self._control_state = {} if self.entropy_control is None else self.entropy_control.initial_state()
@@ -133,6 +135,11 @@ class CovGRPOTrainer(GRPOTrainer):
             observers.append(EntropyLawCallback(figures=bool(set(TRACKERS) & set(args.report_to))))
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
         self._uploads.started = True
+        if self._logs_regions and self.is_deepspeed_enabled and args.fp16:
+            raise ValueError(
+                "`entropy_regions` does not know by how much DeepSpeed scales a float16 loss. Use bf16, or set "
+                "`entropy_regions=False`."
+            )
         for observer in observers:
             self.add_callback(observer)
         if isinstance(args, CovGRPOConfig):
@@ -176,6 +183,7 @@ class CovGRPOTrainer(GRPOTrainer):
             # and so must they, or the steps would no longer lie inside the rollouts.
             self._step, self._buffered_inputs, self._step_window = 0, None, None
             self._last_loaded_step = -1  # nor has vLLM the weights that this run starts from
+        self._region_metrics = None
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     # TRL's sampler draws an order an epoch from one generator, and would begin with the first epoch's when it resumes.
@@ -367,7 +375,7 @@ class CovGRPOTrainer(GRPOTrainer):
             self._rows = []
         rows, device = len(output["completion_ids"]), output["completion_ids"].device
         first = self.accelerator.process_index * rows
-        if self.entropy_control is not None or self._recorder is not None:
+        if self.entropy_control is not None or self._observes:
             # Names the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
             output["row_ids"] = torch.arange(first, first + rows, device=device)
         if self._in_training and self._rewards is not None:
@@ -400,6 +408,15 @@ class CovGRPOTrainer(GRPOTrainer):
         callbacks = self.callback_handler.callbacks
         return next((callback for callback in callbacks if isinstance(callback, CovarianceRecorder)), None)
 
+    @property
+    def _observes(self) -> bool:
+        """Whether anything looks at the tokens of a loss beside the control."""
+        return self._recorder is not None or self._logs_regions
+
+    @property
+    def _logs_regions(self) -> bool:
+        return getattr(self.args, "entropy_regions", False)  # the arguments may be a plain GRPOConfig
+
     # TRL computes rewards after it has generated, in one method: to choose what it goes on with is to do so in between.
     def _generate(self, prompts):
         if self._prompt_stream is None or not self._in_training:
@@ -430,7 +447,9 @@ class CovGRPOTrainer(GRPOTrainer):
         if not self._in_training:
             return super()._compute_loss(model, inputs)
         recorder = self._recorder
-        if recorder is None or not recorder.wants(self.state.global_step + 1):
+        if recorder is not None and not recorder.wants(self.state.global_step + 1):
+            recorder = None
+        if recorder is None and not self._logs_regions:
             return self._control_loss(model, inputs)[0]
 
         forwards = self._forwards = []
@@ -439,10 +458,57 @@ class CovGRPOTrainer(GRPOTrainer):
         finally:
             self._forwards = None
         ((logps, entropies),) = forwards
-        batch = self._token_batch(inputs, logps)
-        micro_batch = ObservedMicroBatch(inputs, batch.mask, batch.logps, batch.old_logps, entropies, selected)
-        recorder.observe(micro_batch, self._step_facts(model))
+        entropies = entropies.detach()
+        batch = self._token_batch(inputs, logps.detach(), entropies)
+        if recorder is not None:
+            micro_batch = ObservedMicroBatch(inputs, batch.mask, batch.logps, batch.old_logps, entropies, selected)
+            recorder.observe(micro_batch, self._step_facts(model))
+        if self._logs_regions:
+            self._watch_regions(inputs, batch, logps)
         return loss
+
+    def _watch_regions(self, inputs: dict[str, Any], batch: TokenBatch, logps: Tensor) -> None:
+        """Add a micro-batch to the region metrics once its backward pass has told the gradient by `logps`.
+
+        That gradient has in it all that the loss does: ratio clip, edited advantages, penalty, masks, importance
+        weights. Divided by what its reduction gives each token it is the derivative of the token's own loss.
+        """
+        if self._region_metrics is None:
+            self._region_metrics = StepMetrics(self.accelerator.device)
+        metrics, weights = self._region_metrics, self._token_weights(inputs, batch.mask, torch.float32)
+        scaler = getattr(self.accelerator, "scaler", None)  # of float16
+        scale = 1.0 if scaler is None else scaler.get_scale()
+
+        def add(gradient: Tensor) -> None:
+            metrics.add(region_metrics(batch, -gradient.float() / (scale * weights)))
+
+        logps.register_hook(add)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if self._region_metrics is not None and self.accelerator.sync_gradients:
+            for name, value in self._region_metrics.means(self.accelerator).items():
+                self._metrics["train"][f"entropy_regions/{name}"].append(value)
+            self._region_metrics = None
+        return loss
+
+    def _token_weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight of each token of a micro-batch in TRL's loss, (B, T)."""
+        accumulation_steps = self.current_gradient_accumulation_steps
+        step_items = (
+            inputs["num_items_in_batch"].clamp(min=1.0)
+            / self.accelerator.num_processes
+            * accumulation_steps
+            / self.args.steps_per_generation
+        )
+        return token_weights(
+            self.loss_type,
+            mask,
+            accumulation_steps=accumulation_steps,
+            max_completion_length=self.max_completion_length,
+            step_items=step_items,
+            dtype=dtype,
+        )
 
     def _control_loss(self, model, inputs):
         """TRL's loss with the control in it, and the tokens that the control restrained, (B, T), if it is on."""
@@ -504,7 +570,7 @@ class CovGRPOTrainer(GRPOTrainer):
         if self._loss_call is not None:
             logps, entropies = self._loss_call.after_forward(logps, entropies)
         if self._forwards is not None:
-            self._forwards.append((logps.detach(), entropies.detach()))
+            self._forwards.append((logps, entropies))
         return logps, entropies, aux_loss
 
     # Two masks that TRL multiplies the policy loss by: the penalty gets them as well.
@@ -870,22 +936,7 @@ class _LossCall:
 
     def reduce_penalty(self, batch: TokenBatch, penalty: Tensor) -> Tensor:
         """The control's penalty, (B, T), as a scalar: with the weights that TRL's loss gives the tokens."""
-        trainer = self.trainer
-        accumulation_steps = trainer.current_gradient_accumulation_steps
-        step_items = (
-            self.original["num_items_in_batch"].clamp(min=1.0)
-            / trainer.accelerator.num_processes
-            * accumulation_steps
-            / trainer.args.steps_per_generation
-        )
-        weights = token_weights(
-            trainer.loss_type,
-            batch.mask,
-            accumulation_steps=accumulation_steps,
-            max_completion_length=trainer.max_completion_length,
-            step_items=step_items,
-            dtype=penalty.dtype,
-        )
+        weights = self.trainer._token_weights(self.original, batch.mask, penalty.dtype)
         for mask in self.loss_masks:
             weights = weights * mask
         total = (weights * penalty).sum()

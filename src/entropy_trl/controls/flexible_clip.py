@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import CLIP_RANGE, ENTROPY_TARGET, EntropyControl, check_number
-from entropy_trl.regions import region_metrics
 from entropy_trl.types import TokenBatch, TokenEdit
 
 
@@ -235,7 +234,6 @@ class FlexibleClip(EntropyControl):
             "ratio_bound_high": (highest.where(batch.mask, 0.0).sum(dtype=torch.float64), tokens),
             "ratio_bound_low": (lowest.where(batch.mask, 0.0).sum(dtype=torch.float64), tokens),
         }
-        metrics |= region_metrics(batch, clipped)
         return TokenEdit(advantages=batch.advantages.masked_fill(clipped, 0.0), metrics=metrics)
 
 
