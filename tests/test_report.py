@@ -17,6 +17,7 @@ from entropy_trl.analysis import figures
 from entropy_trl.analysis.covariance import quantile_table
 from entropy_trl.analysis.law import fit_law
 from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.regions import entropy_regions
 from entropy_trl.analysis.report import write_report
 from entropy_trl.analysis.report.curves import curve
 from entropy_trl.analysis.report.law import _mean_interval
@@ -73,7 +74,7 @@ def test_page_is_whole(report):
             if "#" in value:
                 assert value.strip("url()").removeprefix("#") in ids, (name, value)
     drawings = [attributes for attributes in page.of("svg") if attributes.get("role") == "img"]
-    assert len(drawings) == len(page.of("figure")) == 14
+    assert len(drawings) == len(page.of("figure")) == 15
     assert all(len(attributes["aria-label"]) > 20 for attributes in drawings)
     assert (folder / "out" / "report.html").stat().st_size < 2_000_000
 
@@ -180,6 +181,23 @@ def test_covariance(report):
     assert found["tokens"]["grpo"]["chosen_by"] == "top 2% covariance"
     completions = [a for a in page.of("section") if a.get("class") == "cov-completion"]
     assert len(completions) == 2 * 2 * 2  # groups, steps, completions
+
+
+def test_regions(report):
+    folder, page, numbers = report
+    (aria,) = [a["aria-label"] for a in page.of("svg") if a.get("aria-label", "").startswith("Estimated entropy")]
+    for group in ("grpo", "kl_cov"):
+        stored = numbers["covariance"]["regions"][group]
+        expected = entropy_regions(read_records(folder / "runs" / f"{group}-seed0"))
+        assert [row["step"] for row in stored["steps"]] == [row.step for row in expected.steps]
+        for found, row in zip(stored["means"], expected.means, strict=True):
+            assert found["region"] == row.region
+            for name in ("tokens", "restrained", "gradient", "entropy_change"):
+                assert found[name] == pytest.approx(vars(getattr(row, name)), rel=1e-5)
+            in_words = f"{number(row.entropy_change.mean)} in {row.region}"
+            assert in_words in aria and in_words in page.text
+            assert f"{100 * row.gradient.mean:.3g}%" in page.text
+    assert any(row["restrained"]["mean"] > 0 for row in numbers["covariance"]["regions"]["kl_cov"]["means"])
 
 
 def test_settings(report):

@@ -110,7 +110,7 @@ def test_layout(browser, page, width, scheme):
         " return [box.left, box.right, box.height, e.checkVisibility(), e.getAttribute('role'),"
         " e.getAttribute('aria-label')]; })"
     )
-    assert len(figures) == 15
+    assert len(figures) == 16
     for left, right, height, visible, role, text in figures:
         assert 0 <= left < right <= width
         assert right - left > 280 and height > 180

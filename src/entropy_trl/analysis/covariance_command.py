@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from entropy_trl.analysis import covariance, tokens
+from entropy_trl.analysis import covariance, regions, tokens
 from entropy_trl.analysis.covariance import Level, Relation
 from entropy_trl.analysis.records import StepRecords, read_records
 
@@ -57,6 +57,7 @@ class Results:
     training: list[covariance.StepCovariance]
     entropy_change: covariance.EntropyChange | None
     difficulty: list[covariance.DifficultyGroup] | None
+    regions: regions.EntropyRegions
     tokens: tokens.SelectedTokens
 
 
@@ -92,6 +93,7 @@ def analyse(options: argparse.Namespace) -> tuple[Results, list[StepRecords]]:
             else None
         ),
         difficulty=covariance.by_difficulty(records, options.level) if 0 <= low <= high <= 1 else None,
+        regions=regions.entropy_regions(records),
         tokens=tokens.selected_tokens(records, fraction),
     )
     return results, records
@@ -118,8 +120,8 @@ def main(results: Results, records: Sequence[StepRecords], options: argparse.Nam
 
 def report(results: Results) -> str:
     """The results as text: a heading, a sentence and a table for each question."""
-    parts = [_quantiles(results), _training(results), _entropy_change(results), _difficulty(results), _tokens(results)]
-    return "\n\n".join(parts)
+    parts = (_quantiles, _training, _entropy_change, _difficulty, _regions, _tokens)
+    return "\n\n".join(part(results) for part in parts)
 
 
 def _unit(results: Results) -> str:
@@ -226,6 +228,26 @@ def _difficulty(results: Results) -> str:
     )
 
 
+def _regions(results: Results) -> str:
+    rows = [
+        [
+            row.region,
+            *(_percent(share.mean) for share in (row.tokens, row.restrained, row.gradient)),
+            _number(row.entropy_change.mean, "+.2e"),
+            _number(row.entropy_change.standard_error, ".1e"),
+        ]
+        for row in results.regions.means
+    ]
+    return (
+        "Entropy regions (arXiv 2602.09782): A > 0 in e1 and e2, A < 0 in e3 and e4; -ln p is below the entropy in e1 "
+        "and e3, above it in e2 and e4. Means over recorded steps of the share of the tokens, of these the restrained "
+        "ones, the share of the gradient, and the estimated part in the change of the entropy, nats a token and unit "
+        "of step on the logits; the last two before any ratio clip and control. The bias of the estimate differs by "
+        "region: compare a region with itself, not with others.\n\n"
+        + _table(["region", "tokens", "restrained", "gradient", "entropy change", "standard error"], rows)
+    )
+
+
 def _tokens(results: Results) -> str:
     chosen = results.tokens
     rows = [
@@ -261,6 +283,10 @@ def _spread(points: Sequence[Any]) -> list[Any]:
 
 def _number(value: float | None, form: str = ".4g") -> str:
     return "-" if value is None else f"{value:{form}}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.3g}%"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

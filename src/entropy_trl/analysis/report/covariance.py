@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
 
-from entropy_trl.analysis import covariance, figures, tokens
+from entropy_trl.analysis import covariance, figures, regions, tokens
 from entropy_trl.analysis.records import FOLDER, StepRecords, read_records
 from entropy_trl.analysis.report.curves import COVARIANCE_UNIT, curve, curve_numbers, numbers_of
 from entropy_trl.analysis.report.page import Page, PageFigure, full_name
@@ -51,6 +51,7 @@ def section(page: Page) -> dict[str, Any] | None:
     }
     drawn = [_covariance_curve(page, recorded), _covariance_histogram(page, records)]
     drawn += [figure for figure in (_entropy_change(page, records), _difficulty(page, records)) if figure]
+    drawn.append(_regions(page, records))
     runs = [full_name(group, label) for group, (label, _) in first.items()]
     return {
         "figures": drawn,
@@ -181,6 +182,44 @@ def _difficulty(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFig
     note = "Means over prompts with standard errors. All completions right or all wrong: the advantages are 0."
     title = "Covariance by difficulty of the prompt"
     return page.figure(drawing, "covariance-difficulty", title, findings, note, (head, table), by_group)
+
+
+def _regions(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure:
+    by_group = {group: regions.entropy_regions(of_run) for group, of_run in records.items()}
+    values = {
+        group: [(row.entropy_change.mean, row.entropy_change.standard_error) for row in found.means]
+        for group, found in by_group.items()
+    }
+    names = [row.region for row in next(iter(by_group.values())).means]
+    drawing = figures.categories(values, names, page.styles, "entropy region", "nats a token and unit of step")
+    page.numbers["covariance"]["regions"] = {group: asdict(found) for group, found in by_group.items()}
+    findings = [
+        f"{group} has {', '.join(f'{number(row.entropy_change.mean)} in {row.region}' for row in found.means)}"
+        for group, found in by_group.items()
+    ]
+    head = ["", "region", "tokens", "gradient", "restrained", "entropy change", "standard error"]
+    table = [
+        [
+            group,
+            row.region,
+            *(_percent(share.mean) for share in (row.tokens, row.gradient, row.restrained)),
+            *map(number, (row.entropy_change.mean, row.entropy_change.standard_error)),
+        ]
+        for group, found in by_group.items()
+        for row in found.means
+    ]
+    note = (
+        "Regions of arXiv 2602.09782: A > 0 in e1 and e2, A < 0 in e3 and e4; -ln p is below the entropy in e1 and e3, "
+        "above it in e2 and e4. To first order, for a step on the logits, before any ratio clip and control; means "
+        "over recorded steps with standard errors. The bias of the estimate differs by region: compare a region with "
+        "itself, not with others."
+    )
+    title = "Estimated entropy change by region"
+    return page.figure(drawing, "entropy-regions", title, findings, note, (head, table), by_group)
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.3g}%"
 
 
 def _short(interval: str) -> str:

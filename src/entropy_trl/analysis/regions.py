@@ -1,0 +1,133 @@
+"""The entropy regions E1 to E4 of arXiv 2602.09782 in token records: tokens, gradient and change of entropy of each.
+
+[`entropy_trl.regions`] defines them. The gradient is that of the objective `r A` of each token, all tokens weighed
+alike, before a ratio clip and before the control: the records do not say what the clip stopped.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entropy_trl.analysis.records import StepRecords
+from entropy_trl.regions import REGIONS, estimated_entropy_change, token_regions
+
+
+@dataclass(frozen=True)
+class StepRegion:
+    """A region in one step. A share of nothing is None.
+
+    Args:
+        step (`int`): the optimizer step.
+        region (`str`): one of `REGIONS`.
+        tokens (`float`, *optional*): its share of the recorded tokens.
+        restrained (`float`, *optional*): share of its tokens that the control restrains.
+        gradient (`float`, *optional*): its share of `sum |A| r (1 - p)` over the recorded tokens, the size of the
+            gradient by the sampled tokens' own logits.
+        entropy_change (`float`, *optional*): its part of the change of entropy to first order, nats per recorded token
+            and unit of step on the logits: the sum of `-r A p (1 - p) (ln p + H)` over the number of all tokens. An
+            estimate whose bias differs by region (docs/methods.md): compare a region with itself, not with others.
+    """
+
+    step: int
+    region: str
+    tokens: float | None
+    restrained: float | None
+    gradient: float | None
+    entropy_change: float | None
+
+
+@dataclass(frozen=True)
+class StepMean:
+    """A mean over the steps that have a value.
+
+    Args:
+        mean (`float`, *optional*): None where no step has one.
+        standard_error (`float`, *optional*): as of independent steps, which neighbouring ones are not; None for fewer
+            than two.
+    """
+
+    mean: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class RegionMeans:
+    """A region over all steps: the means of [`StepRegion`], every step weighing the same."""
+
+    region: str
+    tokens: StepMean
+    restrained: StepMean
+    gradient: StepMean
+    entropy_change: StepMean
+
+
+@dataclass(frozen=True)
+class EntropyRegions:
+    """The regions of a run.
+
+    Args:
+        steps (`list` of [`StepRegion`]): each recorded step with each of `REGIONS`.
+        means (`list` of [`RegionMeans`]): one for each of `REGIONS`.
+    """
+
+    steps: list[StepRegion]
+    means: list[RegionMeans]
+
+
+def entropy_regions(records: Sequence[StepRecords]) -> EntropyRegions:
+    """Tokens, gradient and estimated change of entropy by region, of each step and as means over the steps."""
+    steps = [region for record in records for region in _step(record)]
+    means = []
+    for name in REGIONS:
+        of_region = [step for step in steps if step.region == name]
+        means.append(
+            RegionMeans(
+                name,
+                tokens=_mean(step.tokens for step in of_region),
+                restrained=_mean(step.restrained for step in of_region),
+                gradient=_mean(step.gradient for step in of_region),
+                entropy_change=_mean(step.entropy_change for step in of_region),
+            )
+        )
+    return EntropyRegions(steps, means)
+
+
+def _step(record: StepRecords) -> list[StepRegion]:
+    columns = ("logp", "old_logp", "entropy", "advantage", "selected")
+    table = record.table(*columns)
+    logps, old_logps, entropies, advantages, selected = (
+        torch.tensor(table[name].to_numpy(np.float64)).unsqueeze(0) for name in columns
+    )
+    regions = token_regions(logps, entropies, advantages, torch.ones_like(logps, dtype=torch.bool))
+    weights = advantages * (logps - old_logps).exp()
+    gradient = weights.abs() * (1 - logps.exp())
+    change = estimated_entropy_change(logps, entropies, weights)
+    rows = []
+    for number, name in enumerate(REGIONS, start=1):
+        region = regions == number
+        rows.append(
+            StepRegion(
+                record.step,
+                name,
+                tokens=_ratio(region.sum(), len(table)),
+                restrained=_ratio(selected[region].sum(), region.sum()),
+                gradient=_ratio(gradient[region].sum(), gradient.sum()),
+                entropy_change=_ratio(change[region].sum(), len(table)),
+            )
+        )
+    return rows
+
+
+def _ratio(part: Tensor, whole: Tensor | int) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _mean(values: Iterable[float | None]) -> StepMean:
+    known = np.array([value for value in values if value is not None])
+    return StepMean(
+        mean=float(known.mean()) if len(known) else None,
+        standard_error=float(known.std(ddof=1) / len(known) ** 0.5) if len(known) > 1 else None,
+    )
