@@ -2,6 +2,8 @@
 
 import argparse
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from entropy_trl.quickstart.recipe import RECIPES, UPDATES_PER_ROLLOUT, training
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
 
 
-METRICS = ("final_entropy", "greedy", "avg@16", "pass@16")
+METRICS = ("final_entropy", "greedy", "avg@16", "pass@4", "pass@16")
 
 
 def add_arguments(parser: argparse.ArgumentParser, methods: list[str]) -> None:
@@ -30,11 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser, methods: list[str]) -> None:
 
 
 def train(
-    method: str, seed: int, args: argparse.Namespace, curve: bool = False, **overrides: Any
+    method: str,
+    seed: int,
+    args: argparse.Namespace,
+    curve: bool = False,
+    held_out: Sequence[str] | None = None,
+    **overrides: Any,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Train and evaluate once; returns the metrics on held-out prompts and the trainer's log.
+    """Train and evaluate once; returns the metrics on the prompts `held_out` and the trainer's log.
 
-    With `curve`, the log also has the held-out metrics along the way, as the quickstart measures them.
+    One more metric, `cpu_seconds`, is the processor time of the training, which other processes do not lengthen. With
+    `curve`, the log also has the held-out metrics along the way, as the quickstart measures them.
     """
     torch.set_num_threads(1)
     warm_start = WarmStartConfig(0, args.warm_start_steps, min(WarmStartConfig.noisy_steps, args.warm_start_steps))
@@ -51,10 +59,12 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if curve:
-            prompts = task.held_out_prompts(min(run.CURVE_PROMPTS, args.eval_prompts))
             every = max(args.rollouts // 12, 1) * UPDATES_PER_ROLLOUT
-            trainer.add_callback(run.HeldOutCurve(prompts, every, f"{method} {overrides} seed {seed}"))
+            curve_prompts = task.held_out_prompts(min(run.CURVE_PROMPTS, args.eval_prompts))
+            trainer.add_callback(run.HeldOutCurve(curve_prompts, every, f"{method} {overrides} seed {seed}"))
+        start = time.process_time()
         trainer.train()
-    held_out = task.held_out_prompts(args.eval_prompts)
-    metrics = evaluate_policy(model, held_out, run.SAMPLES, run.EVALUATION_SEED)
-    return {name: metrics[name] for name in METRICS}, trainer.state.log_history
+        seconds = time.process_time() - start
+    prompts = task.held_out_prompts(args.eval_prompts) if held_out is None else held_out
+    metrics = evaluate_policy(model, prompts, run.SAMPLES, run.EVALUATION_SEED)
+    return {name: metrics[name] for name in METRICS} | {"cpu_seconds": seconds}, trainer.state.log_history

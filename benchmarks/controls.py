@@ -1,0 +1,200 @@
+"""All controls and baselines on the embedded task, with the same budget of tuning, from one warm start.
+
+1. The learning rate is tuned for GRPO on the short recipe: of `RATES` the one with the best mean accuracy (avg@16).
+2. The setting of every method is tuned: four settings, each trained once at the hot and once at the tuned rate on the
+   short recipe. The best mean of avg@16 and pass@16 wins. Both tunings have a seed and held-out prompts of their own.
+3. Every method is trained with its setting on the short and on the long recipe, at both rates, with each seed.
+
+A finished run is a file in `--folder` and is not repeated, so that the same command goes on where it was interrupted.
+`--report` writes tables, figure and data from what is there, at the end or with `--processes 0` at any time.
+
+    OMP_NUM_THREADS=1 python benchmarks/controls.py --processes 2 --report docs/controls
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import control_report
+import embedded
+import torch
+import transformers
+import trl
+from control_cases import CASES
+
+from entropy_trl.quickstart import task
+from entropy_trl.quickstart.recipe import RECIPES
+from entropy_trl.quickstart.warm_start import WarmStartConfig
+
+
+HOT = RECIPES["short"].learning_rate
+RATES = (3e-5, 1e-4, 2e-4, 3e-4, HOT)
+TUNING_SEED = 100
+CURVE_POINTS = 40
+VERSIONS = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: `setting` is an index into the settings of the case."""
+
+    case: str
+    setting: int
+    recipe: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}-{self.rate:g}-{self.case}-{self.setting}-seed{self.seed}"
+
+
+def key_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    """What a stored result must have been made with, beside its name."""
+    return {
+        "arguments": CASES[run.case].settings[run.setting],
+        "rollouts": args.rollouts or RECIPES[run.recipe].rollouts,
+        "eval_prompts": args.eval_prompts,
+        "versions": VERSIONS,
+    }
+
+
+def stored(run: Run, args: argparse.Namespace) -> Result | None:
+    """The stored result of a run, if there is one."""
+    path = args.folder / f"{run.name}.json"
+    result: Result = json.loads(path.read_text()) if path.exists() else {}
+    return result if result.items() >= key_of(run, args).items() else None
+
+
+def execute(run: Run, args: argparse.Namespace) -> Result:
+    """The result of a run: the stored one, or that of training and evaluating now."""
+    result = stored(run, args)
+    if result is not None:
+        return result
+    transformers.utils.logging.disable_progress_bar()
+    # the prompts of the tuning are others than those of the comparison
+    prompts = task.held_out_prompts(2 * args.eval_prompts)
+    prompts = prompts[args.eval_prompts :] if run.seed == TUNING_SEED else prompts[: args.eval_prompts]
+    key = key_of(run, args)
+    metrics, log = embedded.train(
+        "grpo",
+        run.seed,
+        argparse.Namespace(**vars(args) | {"rollouts": key["rollouts"]}),
+        held_out=prompts,
+        learning_rate=run.rate,
+        token_records=None,
+        **key["arguments"],
+    )
+    entropies = [entry["entropy"] for entry in log if "entropy" in entry]
+    result = asdict(run) | key | metrics | {"mean_entropy": fmean(entropies), "curve": shorten(entropies)}
+    path = args.folder / f"{run.name}.json"
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(scratch, path)
+    return result
+
+
+def shorten(values: list[float]) -> list[float]:
+    """Means of at most `CURVE_POINTS` equal stretches, with four digits."""
+    count = min(CURVE_POINTS, len(values))
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    return [round(fmean(values[a:b]), 4) for a, b in pairwise(edges)]
+
+
+def execute_all(runs: Iterable[Run], args: argparse.Namespace) -> list[Result]:
+    """Results of the runs, in their order. Without processes only those that are stored."""
+    runs = list(runs)
+    results = {run: result for run in runs if (result := stored(run, args)) is not None}
+    if args.processes > 0:
+        missing = [run for run in runs if run not in results]
+        for done, (run, result) in enumerate(_made(missing, args), start=1):
+            results[run] = result
+            values = " ".join(f"{name} {result[name]:.3f}" for name in embedded.METRICS)
+            print(f"[{done}/{len(missing)}] {run.name}: {values}", flush=True)
+    return [results[run] for run in runs if run in results]
+
+
+def _made(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, Result]]:
+    """The runs with their results, as they finish."""
+    if args.processes == 1 or len(runs) < 2:
+        yield from ((run, execute(run, args)) for run in runs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
+        waiting = {pool.submit(execute, run, args): run for run in runs}
+        yield from ((waiting[future], future.result()) for future in as_completed(waiting))
+
+
+def score(result: Result) -> float:
+    """What the settings are tuned for."""
+    return (float(result["avg@16"]) + float(result["pass@16"])) / 2
+
+
+def tuned_rate(results: list[Result]) -> float:
+    """The learning rate with the best mean accuracy."""
+    return float(max(results, key=lambda result: result["avg@16"])["rate"])
+
+
+def tuned_settings(results: list[Result]) -> dict[str, int]:
+    """For each case the setting whose mean score over both rates is best; the first of equal ones."""
+    scores: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        scores.setdefault(result["case"], {}).setdefault(result["setting"], []).append(score(result))
+    return {case: max(by_setting, key=lambda s: fmean(by_setting[s])) for case, by_setting in scores.items()}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run what is missing, print a line each, and return what the report is made from."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES), help="GRPO is always one")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the comparison")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
+    parser.add_argument("--eval_prompts", type=int, default=1024)
+    parser.add_argument("--folder", type=Path, default=Path("runs/controls"), help="where finished runs are kept")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time; 0 only reads what is there")
+    parser.add_argument("--report", type=Path, help="folder to write tables, figures and data into")
+    parser.add_argument("--warm_start_dir", type=Path, default=embedded.DEFAULT_OUTPUT_DIR)
+    parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
+    args = parser.parse_args(argv)
+    methods = list(dict.fromkeys(("grpo", *args.methods)))
+    args.folder.mkdir(parents=True, exist_ok=True)
+
+    rates = execute_all((Run("grpo", 0, "short", rate, TUNING_SEED) for rate in RATES), args)
+    tuned = tuned_rate(rates)
+    print(f"tuned learning rate: {tuned:g}", flush=True)
+    tuning = execute_all(
+        (
+            Run(case, setting, "short", rate, TUNING_SEED)
+            for case in methods
+            for setting in range(len(CASES[case].settings))
+            for rate in dict.fromkeys((HOT, tuned))
+        ),
+        args,
+    )
+    chosen = tuned_settings(tuning)
+    print(f"settings: {chosen}", flush=True)
+    results = []
+    for recipe in args.recipes:
+        for rate in dict.fromkeys((tuned, HOT)):
+            runs = (Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen)
+            results += execute_all(runs, args)
+    report = {"versions": VERSIONS, "hot_rate": HOT, "tuned_rate": tuned, "tuning_seed": TUNING_SEED, "chosen": chosen}
+    report |= {"rates": rates, "tuning": tuning, "results": results}
+    if args.report is not None:
+        control_report.write(report, args.report)
+    return report
+
+
+if __name__ == "__main__":
+    main()
