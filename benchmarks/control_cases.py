@@ -1,7 +1,8 @@
 """What `controls.py` compares: for each method four settings, of which it tunes one.
 
 The first setting is the published one, or the quickstart's where that is known not to carry over to updates of 224
-tokens. A setting is what it overrides in the quickstart's arguments of GRPO.
+tokens. A setting is what it overrides in the quickstart's arguments of GRPO. The null of a method, the same number of
+tokens drawn at random, is not tuned: it has the setting of that method.
 """
 
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ class Case:
         label: its name in tables and figures.
         group: what it is, a key of `GROUPS`.
         settings: the settings to choose from, as many for each method.
+        null_of: the method whose null this is.
+        compared_with: methods, beside GRPO, that its difference from is of interest: its null, or its parts.
     """
 
     label: str
     group: str
     settings: tuple[Setting, ...]
+    null_of: str | None = None
+    compared_with: tuple[str, ...] = ()
 
 
 GROUPS = {
@@ -101,10 +106,19 @@ CASES: dict[str, Case] = {
             for e in (0.1, 0.02, 0.05, 0.2)
         ),
     ),
-    "clip_cov": Case("Clip-Cov", "covariance", tuple(_clip_cov(f) for f in _CLIP_COV_SETTINGS)),
-    "kl_cov": Case("KL-Cov", "covariance", tuple(_kl_cov(*s) for s in _KL_COV_SETTINGS)),
-    "clip_random": Case("Clip-random", "null", tuple(_clip_cov(f, selection="random") for f in _CLIP_COV_SETTINGS)),
-    "kl_random": Case("KL-random", "null", tuple(_kl_cov(*s, selection="random") for s in _KL_COV_SETTINGS)),
+    "clip_cov": Case(
+        "Clip-Cov", "covariance", tuple(_clip_cov(f) for f in _CLIP_COV_SETTINGS), compared_with=("clip_random",)
+    ),
+    "kl_cov": Case("KL-Cov", "covariance", tuple(_kl_cov(*s) for s in _KL_COV_SETTINGS), compared_with=("kl_random",)),
+    "clip_random": Case(
+        "Clip-random",
+        "null",
+        tuple(_clip_cov(f, selection="random") for f in _CLIP_COV_SETTINGS),
+        null_of="clip_cov",
+    ),
+    "kl_random": Case(
+        "KL-random", "null", tuple(_kl_cov(*s, selection="random") for s in _KL_COV_SETTINGS), null_of="kl_cov"
+    ),
     "flexible_static": Case(
         "flexible, static",
         "clipping",
@@ -187,8 +201,15 @@ def _with_qae(setting: Setting) -> Setting:
 
 
 CASES |= {
-    "qae_clip_cov": Case("QAE + Clip-Cov", "chain", tuple(_with_qae(s) for s in CASES["clip_cov"].settings)),
-    "qae_kl_cov": Case("QAE + KL-Cov", "chain", tuple(_with_qae(s) for s in CASES["kl_cov"].settings)),
+    "qae_clip_cov": Case(
+        "QAE + Clip-Cov",
+        "chain",
+        tuple(_with_qae(s) for s in CASES["clip_cov"].settings),
+        compared_with=("clip_cov", "qae"),
+    ),
+    "qae_kl_cov": Case(
+        "QAE + KL-Cov", "chain", tuple(_with_qae(s) for s in CASES["kl_cov"].settings), compared_with=("kl_cov", "qae")
+    ),
     "flexible_kl_cov": Case(
         "flexible, target + KL-Cov",
         "chain",
@@ -200,5 +221,6 @@ CASES |= {
             )
             for target, fraction in ((0.25, 0.05), (0.25, 0.02), (0.3, 0.05), (0.3, 0.1))
         ),
+        compared_with=("kl_cov", "flexible_target"),
     ),
 }

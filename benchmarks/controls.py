@@ -1,9 +1,11 @@
 """All controls and baselines on the embedded task, with the same budget of tuning, from one warm start.
 
 1. The learning rate is tuned for GRPO on the short recipe: of `RATES` the one with the best mean accuracy (avg@16).
-2. The setting of every method is tuned: four settings, each trained once at the hot and once at the tuned rate on the
-   short recipe. The best mean of avg@16 and pass@16 wins. Both tunings have a seed and held-out prompts of their own.
+2. The setting of every method is tuned on the short recipe: four settings, each trained twice at the hot and once at
+   the tuned rate. The best score, the mean of avg@16 and pass@16, over both rates wins.
 3. Every method is trained with its setting on the short and on the long recipe, at both rates, with each seed.
+
+Each of the tunings and the comparison have seeds and held-out prompts of their own, which no other benchmark here has.
 
 A finished run is a file in `--folder` and is not repeated, so that the same command goes on where it was interrupted.
 `--report` writes tables, figure and data from what is there, at the end or with `--processes 0` at any time.
@@ -15,7 +17,7 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -37,7 +39,9 @@ from entropy_trl.quickstart.warm_start import WarmStartConfig
 
 HOT = RECIPES["short"].learning_rate
 RATES = (3e-5, 1e-4, 2e-4, 3e-4, HOT)
-TUNING_SEED = 100
+#: The first one tunes the rate, and the settings at both rates; the others the settings at the hot rate.
+TUNING_SEEDS = (100, 101)
+SEEDS = (10, 11, 12)
 CURVE_POINTS = 40
 VERSIONS = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
 
@@ -82,15 +86,12 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
     if result is not None:
         return result
     transformers.utils.logging.disable_progress_bar()
-    # the prompts of the tuning are others than those of the comparison
-    prompts = task.held_out_prompts(2 * args.eval_prompts)
-    prompts = prompts[args.eval_prompts :] if run.seed == TUNING_SEED else prompts[: args.eval_prompts]
     key = key_of(run, args)
     metrics, log = embedded.train(
         "grpo",
         run.seed,
         argparse.Namespace(**vars(args) | {"rollouts": key["rollouts"]}),
-        held_out=prompts,
+        held_out=prompts_of(run, args.eval_prompts),
         learning_rate=run.rate,
         token_records=None,
         **key["arguments"],
@@ -102,6 +103,12 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
     scratch.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(scratch, path)
     return result
+
+
+def prompts_of(run: Run, count: int) -> list[str]:
+    """Held-out prompts of the tuning or of the comparison; the first ones are those of the other benchmarks."""
+    part = 1 if run.seed in TUNING_SEEDS else 2
+    return task.held_out_prompts((part + 1) * count)[part * count :]
 
 
 def shorten(values: list[float]) -> list[float]:
@@ -132,12 +139,10 @@ def _made(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, Resu
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
         waiting = {pool.submit(execute, run, args): run for run in runs}
-        yield from ((waiting[future], future.result()) for future in as_completed(waiting))
-
-
-def score(result: Result) -> float:
-    """What the settings are tuned for."""
-    return (float(result["avg@16"]) + float(result["pass@16"])) / 2
+        try:
+            yield from ((waiting[future], future.result()) for future in as_completed(waiting))
+        finally:
+            pool.shutdown(cancel_futures=True)  # where one has failed, the rest would run all the same
 
 
 def tuned_rate(results: list[Result]) -> float:
@@ -145,19 +150,25 @@ def tuned_rate(results: list[Result]) -> float:
     return float(max(results, key=lambda result: result["avg@16"])["rate"])
 
 
-def tuned_settings(results: list[Result]) -> dict[str, int]:
-    """For each case the setting whose mean score over both rates is best; the first of equal ones."""
-    scores: dict[str, dict[int, list[float]]] = {}
-    for result in results:
-        scores.setdefault(result["case"], {}).setdefault(result["setting"], []).append(score(result))
-    return {case: max(by_setting, key=lambda s: fmean(by_setting[s])) for case, by_setting in scores.items()}
+def tuned_settings(scores: Mapping[tuple[str, int], Mapping[float, float]]) -> dict[str, int]:
+    """For each case the setting whose mean score over the rates is best (the first of equal ones), and for its null.
+
+    Args:
+        scores: for each case and setting the score by rate ([`control_report.tuning_scores`]).
+    """
+    means: dict[str, dict[int, float]] = {}
+    for (case, setting), by_rate in scores.items():
+        means.setdefault(case, {})[setting] = fmean(by_rate.values())
+    chosen = {case: max(by_setting, key=by_setting.__getitem__) for case, by_setting in means.items()}
+    nulls = {name: chosen[case.null_of] for name, case in CASES.items() if case.null_of in chosen}
+    return {case: setting for case in CASES for setting in [(chosen | nulls).get(case)] if setting is not None}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run what is missing, print a line each, and return what the report is made from."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES), help="GRPO is always one")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the comparison")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
     parser.add_argument("--eval_prompts", type=int, default=1024)
@@ -167,30 +178,33 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--warm_start_dir", type=Path, default=embedded.DEFAULT_OUTPUT_DIR)
     parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
     args = parser.parse_args(argv)
-    methods = list(dict.fromkeys(("grpo", *args.methods)))
+    if set(args.seeds) & set(TUNING_SEEDS):
+        parser.error(f"seeds {args.seeds} have one of the tuning, {TUNING_SEEDS}; give others")
     args.folder.mkdir(parents=True, exist_ok=True)
 
-    rates = execute_all((Run("grpo", 0, "short", rate, TUNING_SEED) for rate in RATES), args)
+    rates = execute_all((Run("grpo", 0, "short", rate, TUNING_SEEDS[0]) for rate in RATES), args)
+    if len(rates) < len(RATES):
+        parser.error(f"{args.folder} has no tuning of the learning rate; give --processes 1 or more")
     tuned = tuned_rate(rates)
     print(f"tuned learning rate: {tuned:g}", flush=True)
-    tuning = execute_all(
-        (
-            Run(case, setting, "short", rate, TUNING_SEED)
-            for case in methods
-            for setting in range(len(CASES[case].settings))
-            for rate in dict.fromkeys((HOT, tuned))
-        ),
-        args,
-    )
-    chosen = tuned_settings(tuning)
+    where = {(tuned, TUNING_SEEDS[0]), *((HOT, seed) for seed in TUNING_SEEDS)}
+    wanted = {CASES[method].null_of or method for method in ("grpo", *args.methods)}
+    tuning = []
+    for case in (case for case in CASES if case in wanted):
+        settings = range(len(CASES[case].settings))
+        runs = [Run(case, setting, "short", rate, seed) for setting in settings for rate, seed in sorted(where)]
+        of_case = execute_all(runs, args)
+        if len(of_case) == len(runs):  # with `--processes 0` some may be missing
+            tuning += of_case
+    chosen = tuned_settings(control_report.tuning_scores(tuning))
     print(f"settings: {chosen}", flush=True)
     results = []
     for recipe in args.recipes:
         for rate in dict.fromkeys((tuned, HOT)):
             runs = (Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen)
             results += execute_all(runs, args)
-    report = {"versions": VERSIONS, "hot_rate": HOT, "tuned_rate": tuned, "tuning_seed": TUNING_SEED, "chosen": chosen}
-    report |= {"rates": rates, "tuning": tuning, "results": results}
+    report = {"versions": VERSIONS, "hot_rate": HOT, "tuned_rate": tuned, "tuning_seeds": TUNING_SEEDS}
+    report |= {"chosen": chosen, "rates": rates, "tuning": tuning, "results": results}
     if args.report is not None:
         control_report.write(report, args.report)
     return report
