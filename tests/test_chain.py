@@ -226,15 +226,34 @@ def test_a_chain_of_one_is_refused():
 )
 def test_ratio_clip_of_a_chain(make_config, names, clip):
     assert make_config(entropy_control=names).ratio_clip() == clip
-    assert make_config(entropy_control=names, epsilon=0.3, epsilon_high=0.4).ratio_clip() == (0.3, 0.4)
+    given = {"entropy_control": names, "epsilon": 0.3, "epsilon_high": 0.4}
+    if clip == (INF, INF):
+        with pytest.raises(ValueError, match="ratio clip of its own"):
+            make_config(**given)
+    else:
+        assert make_config(**given).ratio_clip() == (0.3, 0.4)
 
 
 def test_what_one_part_needs_the_chain_needs():
     chain = build_control("entropic+kl_cov")
-    assert chain.needs_pool and chain.acts_on_policy and not chain.scores_entropies and not chain.drops_tokens
+    assert chain.needs_pool and not chain.acts_on_policy and not chain.scores_entropies and not chain.drops_tokens
     chain = build_control("kl_cov+ce_gppo")
     assert chain.drops_tokens and not chain.acts_on_policy
-    assert build_control("clip_cov+steer").scores_entropies
+    chain = build_control("clip_cov+steer")
+    assert chain.scores_entropies and chain.acts_on_policy
+
+
+@pytest.mark.parametrize(
+    ("names", "inert"),
+    [
+        ("kl_cov+steer", "`kl_cov` can"),
+        ("clip_cov+flexible_clip", "`flexible_clip` can"),
+        ("kl_cov+ce_gppo", "` and `"),
+    ],
+)
+def test_a_part_that_cannot_act_is_refused(make_config, names, inert):
+    with pytest.raises(ValueError, match=f"{inert}.*never act here"):
+        make_config(entropy_control=names, steps_per_generation=1, use_vllm=True)
 
 
 NESTED = {"kl_cov": {"fraction": "2e-1", "coef": 0.7}, "targeted_clip_higher": {"entropy_target": 2.8}}

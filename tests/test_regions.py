@@ -220,6 +220,17 @@ def test_the_training_does_not_notice(make_trainer, control):
     assert kept == logs(plain)
 
 
+def test_observation_may_begin_inside_a_rollout(make_trainer, tmp_path, caplog):
+    """A run that resumes inside a rollout watches it from there on; its rewards, which a recorder needs, are gone."""
+    options = {"entropy_control": None, "dynamic_sampling": True, "output_dir": str(tmp_path / "run")}
+    make_trainer(**options, save_strategy="steps", save_steps=1, max_steps=3).train()
+    trainer = make_trainer(**options, max_steps=6, entropy_regions=True, token_records={"every": 1})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert [bool(metrics) for metrics in logged_regions(trainer)] == [False] * 3 + [True] * 3
+    assert [step.step for step in read_records(tmp_path / "run")] == [5, 6]
+    assert "Step 4 is not recorded" in caplog.text
+
+
 def test_entropies_are_needed():
     with pytest.raises(ValueError, match="entropies"):
         region_metrics(replace(random_batch(), entropies=None))

@@ -325,11 +325,16 @@ def edits(name, logps, inputs):
     return {"edited": edited}
 
 
+OWNERS_OF_THE_CLIP = ("targeted_clip_higher", "ce_gppo")
+
+
 def refusal(name, loss_type, feature):
     """The words of the error where the two do not fit, else None."""
     if feature == "sequence level" and name != "entropic":
         return "importance_sampling_level"
-    if loss_type in ("cispo", "sapo", "vespo") and name in ("targeted_clip_higher", "ce_gppo"):
+    if name in OWNERS_OF_THE_CLIP and "epsilon_high" in FEATURES[feature][0]:
+        return "ratio clip of its own"
+    if name in OWNERS_OF_THE_CLIP and loss_type in ("cispo", "sapo", "vespo"):
         return "moves the ratio clip"
     return None
 
@@ -338,6 +343,8 @@ def refusal(name, loss_type, feature):
 @pytest.mark.parametrize(("loss_type", "feature"), FEATURE_CASES)
 def test_features_of_trls_loss(make_trainer, make_config, set_forward, loss_inputs, name, loss_type, feature):
     config, change, told = FEATURES[feature]
+    if name in OWNERS_OF_THE_CLIP and feature == "delta":
+        config, told = {"delta": config["delta"]}, {"delta": told["delta"]}
     config = {"loss_type": loss_type, "entropy_control": name, "entropy_control_kwargs": KWARGS[name]} | config
     config["entropy_control_pool"] = "micro_batch"
     if words := refusal(name, loss_type, feature):

@@ -6,8 +6,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from entropy_trl.controls import CONTROLS, EntropyControl, build_control, describe_control, nearest
-from entropy_trl.controls.base import CLIP_RANGE
+from entropy_trl.controls import CONTROLS, Chain, EntropyControl, build_control, describe_control, nearest
+from entropy_trl.controls.base import CLIP_RANGE, SELECTED_TOKENS
 from entropy_trl.estimators import ESTIMATORS
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
 
@@ -65,7 +65,8 @@ class CovGRPOConfig(GRPOConfig):
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
-            `loss_type="cispo"`, whose `epsilon_high` bounds the ratio itself, `None` is the same upper bound.
+            `loss_type="cispo"`, whose `epsilon_high` bounds the ratio itself, `None` is the same upper bound. Must be
+            `None` for a control that has a ratio clip of its own (flexible clip, targeted clip-higher, CE-GPPO).
 
     Raises:
         ValueError: if the control, its parameters or their combination with TRL's cannot mean what they say.
@@ -241,8 +242,10 @@ class CovGRPOConfig(GRPOConfig):
         updates = self.steps_per_generation * self.num_iterations
         if control.acts_on_policy or self.gradient_accumulation_steps % updates != 0:
             return
+        parts = control.controls if isinstance(control, Chain) else {self.entropy_control: control}
+        inert = " and ".join(f"`{name}`" for name, part in parts.items() if not part.acts_on_policy)
         raise ValueError(
-            f"`entropy_control={self.entropy_control!r}` can never act here: `gradient_accumulation_steps` "
+            f"{inert} can never act here: `gradient_accumulation_steps` "
             f"({self.gradient_accumulation_steps}) is a multiple of `steps_per_generation` x `num_iterations` "
             f"({self.steps_per_generation} x {self.num_iterations}), so that every update is the first one after its "
             "rollout, where every ratio is 1: there is nothing to clip, and the penalty |log pi - log pi_old| has no "
@@ -261,7 +264,17 @@ class CovGRPOConfig(GRPOConfig):
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
                 'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
-        if CLIP_RANGE in control.claims and self.loss_type not in CLIPPED_LOSS_TYPES:
+        if CLIP_RANGE not in control.claims:
+            return
+        for name in ("epsilon", "epsilon_high"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`entropy_control={self.entropy_control!r}` has a ratio clip of its own, and "
+                    f"`{name}={getattr(self, name)}` would be a second one that stops tokens before it can act. Leave "
+                    f"`{name}` out (`none` on the command line); the control's own bounds are in "
+                    "`entropy_control_kwargs`."
+                )
+        if self.loss_type not in CLIPPED_LOSS_TYPES:
             raise ValueError(
                 f"`entropy_control={self.entropy_control!r}` moves the ratio clip, which "
                 f"`loss_type={self.loss_type!r}` does not have. Use one of {', '.join(CLIPPED_LOSS_TYPES)}."
@@ -275,7 +288,7 @@ class CovGRPOConfig(GRPOConfig):
         return rows
 
     def _check_pool(self, control: EntropyControl) -> None:
-        if control.needs_pool and self._pool_rows() == 1:
+        if SELECTED_TOKENS in control.claims and self._pool_rows() == 1:
             raise ValueError(
                 f'`entropy_control_pool="{self.entropy_control_pool}"` with `per_device_train_batch_size=1` makes a '
                 "pool of one sequence: all its tokens have the same advantage and their covariance is 0. Use a larger "

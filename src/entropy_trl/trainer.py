@@ -375,7 +375,7 @@ class CovGRPOTrainer(GRPOTrainer):
             self._rows = []
         rows, device = len(output["completion_ids"]), output["completion_ids"].device
         first = self.accelerator.process_index * rows
-        if self.entropy_control is not None or self._observes:
+        if self._keeps_rollout or self._logs_regions or self._recorder is not None:
             # Names the rows, so that a random draw does not depend on TRL's shuffle nor on how a step is cut.
             output["row_ids"] = torch.arange(first, first + rows, device=device)
         if self._in_training and self._rewards is not None:
@@ -407,11 +407,6 @@ class CovGRPOTrainer(GRPOTrainer):
     def _recorder(self) -> CovarianceRecorder | None:
         callbacks = self.callback_handler.callbacks
         return next((callback for callback in callbacks if isinstance(callback, CovarianceRecorder)), None)
-
-    @property
-    def _observes(self) -> bool:
-        """Whether anything looks at the tokens of a loss beside the control."""
-        return self._recorder is not None or self._logs_regions
 
     @property
     def _logs_regions(self) -> bool:
@@ -448,6 +443,11 @@ class CovGRPOTrainer(GRPOTrainer):
             return super()._compute_loss(model, inputs)
         recorder = self._recorder
         if recorder is not None and not recorder.wants(self.state.global_step + 1):
+            recorder = None
+        if recorder is not None and "group_accuracy" not in inputs:
+            logger.warning(
+                f"Step {self.state.global_step + 1} is not recorded: its rollout was made by a run without a recorder."
+            )
             recorder = None
         if recorder is None and not self._logs_regions:
             return self._control_loss(model, inputs)[0]

@@ -50,7 +50,7 @@ class Chain(EntropyControl):
 
     @property
     def acts_on_policy(self) -> bool:  # type: ignore[override]
-        return any(control.acts_on_policy for control in self.controls.values())
+        return all(control.acts_on_policy for control in self.controls.values())
 
     @property
     def drops_tokens(self) -> bool:  # type: ignore[override]

@@ -28,7 +28,8 @@ class EntroPIC(EntropyControl):
     The source's: the loss term, the threshold 0.95, the clip of alpha, `k_p`, `k_i`, the target 0.1 (the authors'
     code and its launch script). Three things differ from that code. It averages the term over the likely tokens alone,
     of a micro-batch; here it has the weights of the policy loss, so that `1 + alpha` and `1 - alpha` above hold
-    exactly, and the term is weaker by the share of the likely tokens (`high_probability`). It takes `e_t` from the
+    exactly (for token-level ratios, a loss type with a ratio clip and no importance correction of vLLM's), and the term
+    is weaker by the share of the likely tokens (`high_probability`). It takes `e_t` from the
     micro-batch at hand; here alpha is one number for the whole step, known before it, hence from the entropy of the
     step before, of all micro-batches and processes. And its sum of errors ends before `e_t`, here it includes it.
 

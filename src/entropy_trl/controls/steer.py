@@ -15,11 +15,13 @@ from entropy_trl.types import Selection, TokenBatch, TokenEdit
 class Steer(EntropyControl):
     """Weigh a token the less, the more its update changes the entropy (STEER, arXiv 2510.10150).
 
-    To first order a token's part in the change of the entropy at its position is proportional to
+    What a token does to the entropy at its position is measured by
 
         Omega = A / pi_old * p * (1 - p) * (ln p + H),        p = exp(logp), pi_old = exp(old_logp),
 
-    with the entropy `H` of the next-token distribution there. Its gradient is multiplied by
+    with the entropy `H` of the next-token distribution there. (Ours: this is the first-order change by the token's own
+    logit, [`estimated_entropy_change`], over `-p`; so it gives unlikely tokens more than their part.) Its gradient is
+    multiplied by
 
         w = exp(-kappa * |Omega|),        kappa = -ln(weight_min) / max(max_j |Omega_j|, omega_floor),
 
@@ -56,21 +58,21 @@ class Steer(EntropyControl):
         check_number("omega_floor", self.omega_floor, 0.0, low_included=False)
 
     def select(self, pool: TokenBatch) -> Selection:
-        largest = -pool.ranks.min(-entropy_change(pool).abs().max())
+        largest = -pool.ranks.min(-omega(pool).abs().max())
         metrics = {"omega_max": (largest, torch.ones_like(largest))}
         return Selection(torch.zeros_like(pool.mask), metrics=metrics, shared={"omega_max": largest})
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
         kappa = -math.log(self.weight_min) / batch.shared["omega_max"].clamp(min=self.omega_floor)
         # Clamped because the pool's forward pass and the loss's may differ by rounding.
-        weights = torch.exp(-kappa * entropy_change(batch).abs()).clamp(min=self.weight_min)
+        weights = torch.exp(-kappa * omega(batch).abs()).clamp(min=self.weight_min)
         weights = weights.to(batch.advantages.dtype)
         tokens = batch.mask.sum()
         metrics = {"weight_mean": (weights.where(batch.mask, 0.0).sum(dtype=torch.float64), tokens)}
         return TokenEdit(advantages=weights * batch.advantages, metrics=metrics)
 
 
-def entropy_change(batch: TokenBatch) -> Tensor:
+def omega(batch: TokenBatch) -> Tensor:
     """`Omega` of every token, (B, T), nats times advantage, without gradient; 0 at padding."""
     if batch.entropies is None:
         raise ValueError("STEER needs the entropies of the tokens (`TokenBatch.entropies`), which are missing.")
