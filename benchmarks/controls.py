@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(f"settings: {chosen}", flush=True)
     results = []
     for recipe in args.recipes:
-        for rate in dict.fromkeys((tuned, HOT)):
+        for rate in dict.fromkeys((HOT, tuned)):
             runs = (Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen)
             results += execute_all(runs, args)
     report = {"versions": VERSIONS, "hot_rate": HOT, "tuned_rate": tuned, "tuning_seeds": TUNING_SEEDS}
