@@ -100,7 +100,7 @@ def _flatten(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flatten(value)
-        else:
+        elif value is not None:  # as TRL's `epsilon` beside that of a control
             yield key, value
 
 
@@ -133,8 +133,8 @@ def _head(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (
         "Written by `benchmarks/controls.py`; [controls.md](../controls.md) says what was done and what it shows. "
-        "Entropies in nats a token, accuracies from 0 to 1, on 1,024 held-out prompts with 16 samples each; all runs "
-        f"start from one warm start. {versions}."
+        f"Entropies in nats a token, accuracies from 0 to 1, on {report['eval_prompts']:,} held-out prompts with 16 "
+        f"samples each; all runs start from one warm start. {versions}."
     )
 
 

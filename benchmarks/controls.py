@@ -204,7 +204,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             runs = (Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen)
             results += execute_all(runs, args)
     report = {"versions": VERSIONS, "hot_rate": HOT, "tuned_rate": tuned, "tuning_seeds": TUNING_SEEDS}
-    report |= {"chosen": chosen, "rates": rates, "tuning": tuning, "results": results}
+    report |= {
+        "eval_prompts": args.eval_prompts,
+        "chosen": chosen,
+        "rates": rates,
+        "tuning": tuning,
+        "results": results,
+    }
     if args.report is not None:
         control_report.write(report, args.report)
     return report

@@ -138,6 +138,8 @@ def test_settings_are_described_by_what_differs(load):
     assert describe(cases["grpo"].settings[0], cases["grpo"].settings) == "epsilon 0.2"
     kl_cov = cases["kl_cov"].settings
     assert describe(kl_cov[1], kl_cov) == "fraction 0.02, coef 1"
+    targeted = cases["targeted_clip_higher"].settings
+    assert describe(targeted[2], targeted) == "epsilon 0.1, entropy_target 0.3"
     flexible = cases["flexible_id"].settings
     assert describe(flexible[0], flexible) == "defaults"
 
@@ -195,7 +197,7 @@ def test_runs_resumes_and_reports(load, folder, monkeypatch, capsys):
     tables = (folder / "report" / "tables.md").read_text()
     assert tables.count("\n## ") == cells + 1 and "Seeds 5, 6." in tables
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| KL-Cov")]
-    assert [len(row) for row in rows] == [8, 5, 5] * cells + [5]  # means, differences, from its null; the tuning
+    assert [len(row) for row in rows] == [8, 5, 5] * cells + [3]  # means, differences, from its null; the tuning
     cell = [r for r in report["results"] if r["rate"] == report["results"][0]["rate"]]
     of = {case: np.array([r["pass@16"] for r in cell if r["case"] == case]) for case in chosen}
     assert f"{(of['kl_cov'] - of['grpo']).mean():+.3f} [" in rows[1][4]
