@@ -34,7 +34,7 @@ class Case:
 GROUPS = {
     "baseline": "TRL's own",
     "covariance": "covariance controls",
-    "null": "the same number of tokens, drawn at random",
+    "null": "as many tokens at random",
     "clipping": "flexible clipping",
     "rival": "other controls",
     "chain": "combinations",

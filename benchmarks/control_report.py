@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -60,21 +61,20 @@ def tuning_scores(results: Iterable[Result]) -> dict[tuple[str, int], dict[float
     return {key: {rate: fmean(values) for rate, values in by_rate.items()} for key, by_rate in scores.items()}
 
 
-def by_cell(results: Iterable[Result], methods: Iterable[str]) -> dict[Cell, Methods]:
-    """The results of each recipe and rate: for each method those of the seeds that all methods have, in one order.
+def by_cell(report: Mapping[str, Any]) -> dict[Cell, Methods]:
+    """The results of each recipe and rate, for each method those of all seeds in one order.
 
-    A cell in which not one seed is complete is left out.
+    A cell of which a run is missing is left out.
     """
-    cells: dict[Cell, dict[str, dict[int, Result]]] = {}
-    for result in results:
-        cell = cells.setdefault((result["recipe"], result["rate"]), {})
-        cell.setdefault(result["case"], {})[result["seed"]] = result
-    complete = {}
-    for cell, found in cells.items():
-        seeds = sorted(set.intersection(*(set(found.get(method, {})) for method in methods)))
-        if seeds:
-            complete[cell] = {method: [found[method][seed] for seed in seeds] for method in methods}
-    return complete
+    cells: dict[Cell, dict[tuple[str, int], Result]] = {}
+    for result in report["results"]:
+        cells.setdefault((result["recipe"], result["rate"]), {})[result["case"], result["seed"]] = result
+    runs = set(product(report["chosen"], report["seeds"]))
+    return {
+        cell: {method: [found[method, seed] for seed in report["seeds"]] for method in report["chosen"]}
+        for cell, found in cells.items()
+        if runs <= found.keys()
+    }
 
 
 def undominated(cell: Methods) -> list[str]:
@@ -121,7 +121,7 @@ def _cell_name(cell: Cell, hot: float) -> str:
 def tables(report: Mapping[str, Any]) -> str:
     """All tables, as Markdown."""
     parts = ["# Controls and baselines: tables", "", _head(report)]
-    for cell, methods in by_cell(report["results"], report["chosen"]).items():
+    for cell, methods in by_cell(report).items():
         title = _cell_name(cell, report["hot_rate"])
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", _seeds(methods), "", _means_table(methods)]
         parts += ["", _differences_table(methods), "", _pairs_table(methods), "", _front(methods)]
@@ -264,7 +264,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = by_cell(report["results"], report["chosen"])
+    cells = by_cell(report)
     if not cells:
         return
     figure = Figure(figsize=(11, 0.28 * len(report["chosen"]) + 1.6), layout="constrained")
@@ -272,7 +272,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
     _draw_methods(figure, cells, list(report["chosen"]), report["hot_rate"])
     figure.savefig(folder / "methods.png", dpi=100)
 
-    figure = Figure(figsize=(11, 2.6 * len(cells)), layout="constrained")
+    figure = Figure(figsize=(16, 3.2 * len(cells)), layout="constrained")
     FigureCanvasAgg(figure)
     _draw_curves(figure, cells, report["hot_rate"])
     figure.savefig(folder / "curves.png", dpi=80)
@@ -304,10 +304,10 @@ def _draw_curves(figure: Any, cells: Mapping[Cell, Any], hot: float) -> None:
             for case in ["grpo", *of_group]:
                 mean = [fmean(values) for values in zip(*(r["curve"] for r in cases[case]), strict=True)]
                 progress = [(i + 0.5) / len(mean) for i in range(len(mean))]
-                style: dict[str, Any] = {"color": "#999999"} if case == "grpo" else {}
+                style: dict[str, Any] = {"color": "black", "linestyle": ":"} if case == "grpo" else {}
                 axes.plot(progress, mean, linewidth=1, label=CASES[case].label, **style)
-            axes.set_title(title if axes in panels[0] else "", fontsize=8)
-            axes.legend(fontsize=5, frameon=False)
+            axes.set_title(title if axes in panels[0] else "", fontsize=9)
+            axes.legend(fontsize=6.5, frameon=False, loc="upper right")
             axes.grid(alpha=0.3)
             axes.set_ylim(bottom=0)
         row[0].set_ylabel(_cell_name(cell, hot).replace(", ", ",\n"), fontsize=7)

@@ -203,7 +203,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for rate in dict.fromkeys((HOT, tuned)):
             runs = (Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen)
             results += execute_all(runs, args)
-    report = {"versions": VERSIONS, "hot_rate": HOT, "tuned_rate": tuned, "tuning_seeds": TUNING_SEEDS}
+    report = {
+        "versions": VERSIONS,
+        "hot_rate": HOT,
+        "tuned_rate": tuned,
+        "tuning_seeds": TUNING_SEEDS,
+        "seeds": args.seeds,
+    }
     report |= {
         "eval_prompts": args.eval_prompts,
         "chosen": chosen,

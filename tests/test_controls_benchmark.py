@@ -82,13 +82,15 @@ def test_undominated(load):
     assert load("control_report").undominated(cell) == ["sure", "open", "between", "twin"]
 
 
-def test_a_cell_has_the_seeds_that_are_complete(load):
-    pairs = [(1, "grpo"), (0, "kl_cov"), (0, "grpo"), (1, "kl_cov"), (2, "grpo")]
-    results = [result(case, seed) for seed, case in pairs] + [result("grpo", 0, recipe="long")]
-    cells = load("control_report").by_cell(results, ["grpo", "kl_cov"])
+def test_a_cell_is_shown_when_all_its_runs_are_there(load):
+    runs = [(1, "grpo"), (0, "kl_cov"), (0, "grpo"), (1, "kl_cov"), (2, "grpo")]
+    report = {"chosen": {"grpo": 0, "kl_cov": 1}, "seeds": [0, 1]}
+    results = [result(case, seed) for seed, case in runs]
+    cells = load("control_report").by_cell(report | {"results": [*results, result("grpo", 0, recipe="long")]})
     assert list(cells) == [("short", 1e-4)]
-    for of_method in cells["short", 1e-4].values():
-        assert [r["seed"] for r in of_method] == [0, 1]
+    for method, of_method in cells["short", 1e-4].items():
+        assert [(r["case"], r["seed"]) for r in of_method] == [(method, 0), (method, 1)]
+    assert load("control_report").by_cell(report | {"results": results[1:]}) == {}
 
 
 def test_tuning_takes_the_best_mean_over_both_rates(load):
