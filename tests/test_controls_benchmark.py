@@ -160,16 +160,15 @@ def arguments(folder, *more):
 @pytest.mark.filterwarnings("ignore")
 def test_runs_resumes_and_reports(load, folder, monkeypatch, capsys):
     controls, embedded = load("controls"), load("embedded")
-    monkeypatch.setattr(controls, "RATES", (1e-5, controls.HOT))
+    monkeypatch.setattr(controls, "RATES", (controls.HOT,))  # then the hot rate is the tuned one
     for method in ("grpo", "kl_cov", "kl_random"):  # two settings are enough here
         case = controls.CASES[method]
         monkeypatch.setitem(controls.CASES, method, replace(case, settings=case.settings[:2]))
     argv = arguments(folder)
     report = controls.main([*argv, "--recipes", "short"])
-    tuned = report["tuned_rate"]
-    cells = 1 if tuned == controls.HOT else 2
-    assert len(report["tuning"]) == 2 * 2 * (1 + cells)
-    assert len(report["results"]) == 3 * 2 * cells
+    assert report["tuned_rate"] == controls.HOT
+    assert len(report["tuning"]) == 2 * 2 * 2
+    assert len(report["results"]) == 3 * 2
     chosen = report["chosen"]
     assert set(chosen) == {"grpo", "kl_cov", "kl_random"} and chosen["kl_random"] == chosen["kl_cov"]
     assert {(result["case"], result["seed"]) for result in report["results"]} == set(product(chosen, (5, 6)))
@@ -197,11 +196,10 @@ def test_runs_resumes_and_reports(load, folder, monkeypatch, capsys):
     assert written["chosen"] == report["chosen"] and len(written["results"]) == len(report["results"])
     assert written["results"][0]["avg@16"] == pytest.approx(report["results"][0]["avg@16"], abs=1e-5)
     tables = (folder / "report" / "tables.md").read_text()
-    assert tables.count("\n## ") == cells + 1 and "Seeds 5, 6." in tables
+    assert tables.count("\n## ") == 2 and "Seeds 5, 6." in tables
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| KL-Cov")]
-    assert [len(row) for row in rows] == [8, 5, 5] * cells + [3]  # means, differences, from its null; the tuning
-    cell = [r for r in report["results"] if r["rate"] == report["results"][0]["rate"]]
-    of = {case: np.array([r["pass@16"] for r in cell if r["case"] == case]) for case in chosen}
+    assert [len(row) for row in rows] == [8, 5, 5, 3]  # means, differences, from its null; the tuning
+    of = {case: np.array([r["pass@16"] for r in report["results"] if r["case"] == case]) for case in chosen}
     assert f"{(of['kl_cov'] - of['grpo']).mean():+.3f} [" in rows[1][4]
     assert f"{(of['kl_cov'] - of['kl_random']).mean():+.3f} [" in rows[2][4]
     for name in ("methods.png", "curves.png"):
