@@ -66,6 +66,16 @@ def _flexible(strategy: str, **kwargs: Any) -> Setting:
     return _control("flexible_clip", strategy=strategy, **kwargs)
 
 
+def _two_phases(strategy: str) -> tuple[Setting, ...]:
+    more: tuple[Setting, ...] = (
+        {},
+        _SHARP,
+        _SHARP | {"second_half_lower": "fade_in"},
+        _SHARP | {"epsilon_std_lower": 0.05},
+    )
+    return tuple(_flexible(strategy, **kwargs) for kwargs in more)
+
+
 _CLIP_COV_SETTINGS = (0.01, 0.005, 0.02, 0.04)
 _KL_COV_SETTINGS = ((0.1, 1.0), (0.02, 1.0), (0.05, 1.0), (0.1, 0.5))
 
@@ -133,22 +143,12 @@ CASES: dict[str, Case] = {
     "flexible_id": Case(
         "flexible, ID",
         "clipping",
-        (
-            _flexible("increase_then_decrease"),
-            _flexible("increase_then_decrease", **_SHARP),
-            _flexible("increase_then_decrease", **_SHARP, second_half_lower="fade_in"),
-            _flexible("increase_then_decrease", **_SHARP | {"epsilon_std_lower": 0.05}),
-        ),
+        _two_phases("increase_then_decrease"),
     ),
     "flexible_did": Case(
         "flexible, DID",
         "clipping",
-        (
-            _flexible("decrease_increase_decrease"),
-            _flexible("decrease_increase_decrease", **_SHARP),
-            _flexible("decrease_increase_decrease", **_SHARP, second_half_lower="fade_in"),
-            _flexible("decrease_increase_decrease", **_SHARP | {"epsilon_std_lower": 0.05}),
-        ),
+        _two_phases("decrease_increase_decrease"),
     ),
     "flexible_od": Case(
         "flexible, OD",

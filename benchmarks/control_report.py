@@ -124,7 +124,7 @@ def tables(report: Mapping[str, Any]) -> str:
     for cell, methods in by_cell(report).items():
         title = _cell_name(cell, report["hot_rate"])
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", _seeds(methods), "", _means_table(methods)]
-        parts += ["", _differences_table(methods), "", _pairs_table(methods), "", _front(methods)]
+        parts += ["", _from_grpo(methods), "", _from_parts(methods), "", _front(methods)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
@@ -158,38 +158,31 @@ def _means_table(methods: Methods) -> str:
     return "\n".join(lines)
 
 
-def _differences_table(methods: Methods) -> str:
-    others = [method for method in methods if method != "grpo"]
-    columns = [_differences([(method, "grpo") for method in others], methods, metric) for metric in COMPARED]
-    return "\n".join(
-        [
-            "Difference from GRPO with the same seed, 95% interval; bold where Holm's procedure over the column "
-            "rejects that there is none, at 5%.",
-            "",
-            _row(["method", *COMPARED]),
-            _row(["---"] * (1 + len(COMPARED))),
-            *(_row([CASES[method].label, *cells]) for method, *cells in zip(others, *columns, strict=True)),
-        ]
+def _from_grpo(methods: Methods) -> str:
+    pairs = {CASES[method].label: (method, "grpo") for method in methods if method != "grpo"}
+    title = (
+        "Difference from GRPO with the same seed, 95% interval; bold where Holm's procedure over the column rejects "
+        "that there is none, at 5%."
     )
+    return _differences_table(title, "method", pairs, methods)
 
 
-def _pairs_table(methods: Methods) -> str:
-    pairs = [(m, other) for m in methods for other in CASES[m].compared_with if other in methods]
-    if not pairs:
-        return ""
-    columns = [_differences(pairs, methods, metric) for metric in COMPARED]
-    return "\n".join(
-        [
-            "Difference from the same number of tokens at random, and of a combination from its parts:",
-            "",
-            _row(["", *COMPARED]),
-            _row(["---"] * (1 + len(COMPARED))),
-            *(
-                _row([f"{CASES[method].label} - {CASES[other].label}", *cells])
-                for (method, other), *cells in zip(pairs, *columns, strict=True)
-            ),
-        ]
-    )
+def _from_parts(methods: Methods) -> str:
+    pairs = {
+        f"{CASES[method].label} - {CASES[other].label}": (method, other)
+        for method in methods
+        for other in CASES[method].compared_with
+        if other in methods
+    }
+    title = "Difference from the same number of tokens at random, and of a combination from its parts:"
+    return _differences_table(title, "", pairs, methods) if pairs else ""
+
+
+def _differences_table(title: str, head: str, pairs: Mapping[str, tuple[str, str]], methods: Methods) -> str:
+    """A row a pair of methods: how the first differs from the second."""
+    columns = [_differences(list(pairs.values()), methods, metric) for metric in COMPARED]
+    rows = [_row([label, *cells]) for label, *cells in zip(pairs, *columns, strict=True)]
+    return "\n".join([title, "", _row([head, *COMPARED]), _row(["---"] * (1 + len(COMPARED))), *rows])
 
 
 def _differences(pairs: Sequence[tuple[str, str]], methods: Methods, metric: str) -> list[str]:
@@ -279,8 +272,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def _draw_methods(figure: Any, cells: Mapping[Cell, Any], methods: Sequence[str], hot: float) -> None:
-    names = ("final_entropy", "avg@16", "pass@16")
-    for axes, metric in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+    for axes, metric in zip(figure.subplots(1, len(TOGETHER), sharey=True), TOGETHER, strict=True):
         for shift, (colour, (cell, cases)) in enumerate(zip(COLOURS, cells.items(), strict=False)):
             for row, method in enumerate(methods):
                 values = [result[metric] for result in cases[method]]

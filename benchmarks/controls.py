@@ -209,8 +209,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "tuned_rate": tuned,
         "tuning_seeds": TUNING_SEEDS,
         "seeds": args.seeds,
-    }
-    report |= {
         "eval_prompts": args.eval_prompts,
         "chosen": chosen,
         "rates": rates,

@@ -81,8 +81,8 @@ def estimated_entropy_change(logps: Tensor, entropies: Tensor, weights: Tensor) 
     """[`entropy_change`] without the full distribution, as a loss knows its tokens: `-w p (1 - p) (ln p + H)`.
 
     Of the sum over the vocabulary only the token's own term is kept. With `w = r A` the sign is that of the token's
-    region, always (another `w`, with a penalty in it, can turn it);
-    see docs/methods.md for how far the size is from the exact one.
+    region, always (another `w`, with a penalty in it, can turn it); see docs/methods.md for how far the size is from
+    the exact one.
 
     Args:
         logps, entropies, weights (`Tensor` of shape (B, T)): `ln p`, `H` and `w = r A` of the tokens.

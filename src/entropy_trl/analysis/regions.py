@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from entropy_trl.analysis.records import StepRecords
-from entropy_trl.regions import REGIONS, estimated_entropy_change, token_regions
+from entropy_trl.regions import REGIONS, region_metrics, token_regions
+from entropy_trl.types import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,9 @@ def _step(record: StepRecords) -> list[StepRegion]:
     logps, old_logps, entropies, advantages, selected = (
         torch.tensor(table[name].to_numpy(np.float64)).unsqueeze(0) for name in columns
     )
-    regions = token_regions(logps, entropies, advantages, torch.ones_like(logps, dtype=torch.bool))
-    weights = advantages * (logps - old_logps).exp()
-    gradient = weights.abs() * (1 - logps.exp())
-    change = estimated_entropy_change(logps, entropies, weights)
+    mask = torch.ones_like(logps, dtype=torch.bool)
+    regions = token_regions(logps, entropies, advantages, mask)
+    metrics = region_metrics(TokenBatch(logps, old_logps, advantages, mask, entropies=entropies))
     rows = []
     for number, name in enumerate(REGIONS, start=1):
         region = regions == number
@@ -112,16 +112,16 @@ def _step(record: StepRecords) -> list[StepRegion]:
             StepRegion(
                 record.step,
                 name,
-                tokens=_ratio(region.sum(), len(table)),
+                tokens=_ratio(*metrics[f"{name}_tokens"]),
                 restrained=_ratio(selected[region].sum(), region.sum()),
-                gradient=_ratio(gradient[region].sum(), gradient.sum()),
-                entropy_change=_ratio(change[region].sum(), len(table)),
+                gradient=_ratio(*metrics[f"{name}_gradient"]),
+                entropy_change=_ratio(*metrics[f"{name}_entropy"]),
             )
         )
     return rows
 
 
-def _ratio(part: Tensor, whole: Tensor | int) -> float | None:
+def _ratio(part: Tensor, whole: Tensor) -> float | None:
     return float(part) / float(whole) if whole else None
 
 
