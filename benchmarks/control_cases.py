@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
         ),
     ),
     "high_entropy_mask": Case(
-        "80/20 mask", "baseline", tuple(_grpo(top_entropy_quantile=q) for q in (0.2, 0.4, 0.6, 0.8))
+        "high-entropy mask", "baseline", tuple(_grpo(top_entropy_quantile=q) for q in (0.2, 0.4, 0.6, 0.8))
     ),
     "cispo": Case(
         "CISPO", "baseline", tuple(_grpo(loss_type="cispo", epsilon=None, epsilon_high=e) for e in (5.0, 1.2, 1.5, 2.5))
@@ -224,3 +224,19 @@ CASES |= {
         compared_with=("kl_cov", "flexible_target"),
     ),
 }
+
+#: What is trained from other warm starts too: GRPO, the methods that held entropy on the first one, and the nulls.
+REPLICATED = (
+    "grpo",
+    "kl_reference",
+    "adaptive_entropy",
+    "clip_cov",
+    "kl_cov",
+    "clip_random",
+    "kl_random",
+    "flexible_static",
+    "flexible_target",
+    "entropic",
+    "qae",
+    "qae_clip_cov",
+)

@@ -4,22 +4,27 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from control_cases import CASES, GROUPS, Setting
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
+
+from entropy_trl.quickstart import task
 
 
 Result = Mapping[str, Any]
 Methods = Mapping[str, Sequence[Result]]  # the results of each method, by seed in one order
 Cell = tuple[str, float]  # recipe and learning rate
 
-#: What an entropy control is to raise together.
-TOGETHER = ("final_entropy", "avg@16", "pass@16")
+#: What an entropy control is to raise together, and the differences in it that count ([`presets`]). One run's sampling
+#: error in avg@16 is up to .004.
+MARGINS = {"final_entropy": 0.03, "avg@16": 0.01, "pass@16": 0.02}
+#: The share of the pairs in which a method that is ahead must be above the other.
+ALMOST_ALL = 0.8
+#: Nats a token of a policy that draws all operators but the last evenly, and is sure of everything else.
+OPEN_ENTROPY = (task.N_OPERATORS - 1) * math.log(len(task.OPERATORS)) / task.COMPLETION_LENGTH
 #: Metrics of the tables of differences.
 COMPARED = ("final_entropy", "greedy", "avg@16", "pass@16")
 #: One colour a cell, from the palette of Okabe and Ito.
@@ -32,24 +37,24 @@ class Difference:
 
     Attributes:
         mean: of the differences.
-        half: half of its 95% interval, Student's; NaN for one seed.
-        p: of the two-sided paired t-test; 1 for one seed.
+        half: half of its 95% interval, Student's; NaN where all differences are the same, which says nothing of others.
     """
 
     mean: float
     half: float
-    p: float
 
 
 def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """By how much `values` differ from `baseline`, in the order of the seeds."""
-    differences = [a - b for a, b in zip(values, baseline, strict=True)]
-    mean, free = fmean(differences), len(differences) - 1
-    if free == 0:
-        return Difference(mean, math.nan, 1.0)
+    differences = _paired(values, baseline)
+    if len(set(differences)) == 1:
+        return Difference(differences[0], math.nan)
     error = stdev(differences) / math.sqrt(len(differences))
-    p = 2 * float(student.sf(abs(mean) / error, free)) if error > 0 else float(mean == 0)
-    return Difference(mean, float(student.ppf(0.975, free)) * error, p)
+    return Difference(fmean(differences), float(student.ppf(0.975, len(differences) - 1)) * error)
+
+
+def _paired(values: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(values, baseline, strict=True)]
 
 
 def tuning_scores(results: Iterable[Result]) -> dict[tuple[str, int], dict[float, float]]:
@@ -61,29 +66,80 @@ def tuning_scores(results: Iterable[Result]) -> dict[tuple[str, int], dict[float
     return {key: {rate: fmean(values) for rate, values in by_rate.items()} for key, by_rate in scores.items()}
 
 
-def by_cell(report: Mapping[str, Any]) -> dict[Cell, Methods]:
-    """The results of each recipe and rate, for each method those of all seeds in one order.
+def by_method(results: Iterable[Result], methods: Sequence[str], seeds: Sequence[int]) -> Methods | None:
+    """The results of each method with each seed, in the order of `seeds`; None where one is missing or no seed is."""
+    found = {(result["case"], result["seed"]): result for result in results}
+    wanted = {method: [(method, seed) for seed in seeds] for method in methods}
+    if not seeds or not all(key in found for keys in wanted.values() for key in keys):
+        return None
+    return {method: [found[key] for key in keys] for method, keys in wanted.items()}
 
-    A cell of which a run is missing is left out.
-    """
-    cells: dict[Cell, dict[tuple[str, int], Result]] = {}
+
+def by_cell(report: Mapping[str, Any]) -> dict[Cell, Methods]:
+    """The results of each recipe and rate. A cell of which a run is missing is left out."""
+    cells: dict[Cell, list[Result]] = {}
     for result in report["results"]:
-        cells.setdefault((result["recipe"], result["rate"]), {})[result["case"], result["seed"]] = result
-    runs = set(product(report["chosen"], report["seeds"]))
+        cells.setdefault((result["recipe"], result["rate"]), []).append(result)
+    found = {cell: by_method(of, list(report["chosen"]), report["seeds"]) for cell, of in cells.items()}
+    return {cell: methods for cell, methods in found.items() if methods is not None}
+
+
+def has_collapsed(methods: Methods) -> bool:
+    """Whether GRPO's final entropy, the mean over seeds, is below half of [`OPEN_ENTROPY`]."""
+    return fmean(result["final_entropy"] for result in methods["grpo"]) < OPEN_ENTROPY / 2
+
+
+def differences(cells: Iterable[Methods], method: str, other: str, metric: str) -> list[list[float]]:
+    """By how much a method differs from another, for each cell by seed."""
+    return [_paired(*([result[metric] for result in methods[name]] for name in (method, other))) for methods in cells]
+
+
+def is_behind(by_cell: Sequence[Sequence[float]], margin: float) -> bool:
+    """Whether differences are below -margin in the mean over the cells, or below twice that in one of them."""
+    means = [fmean(of_cell) for of_cell in by_cell]
+    return fmean(means) < -margin or min(means) < -2 * margin
+
+
+def is_ahead(by_cell: Sequence[Sequence[float]], margin: float) -> bool:
+    """Whether differences exceed the margin in the mean over the cells, and 0 in almost all pairs."""
+    pairs = [pair for of_cell in by_cell for pair in of_cell]
+    return fmean(map(fmean, by_cell)) > margin and sum(pair > 0 for pair in pairs) >= ALMOST_ALL * len(pairs)
+
+
+def rivals_ahead(cells: Sequence[Methods], method: str) -> dict[str, list[str]]:
+    """For each metric of `MARGINS` the methods that this one is behind. The nulls are nobody's rivals."""
+    others = [name for name in cells[0] if name != method and CASES[name].null_of is None]
     return {
-        cell: {method: [found[method, seed] for seed in report["seeds"]] for method in report["chosen"]}
-        for cell, found in cells.items()
-        if runs <= found.keys()
+        metric: [other for other in others if is_behind(differences(cells, method, other, metric), margin)]
+        for metric, margin in MARGINS.items()
     }
 
 
-def undominated(cell: Methods) -> list[str]:
-    """Methods of which none other is at least as good on all of `TOGETHER` and better on one, by means over seeds."""
-    means = {method: [fmean(result[metric] for result in of) for metric in TOGETHER] for method, of in cell.items()}
+def presets(cells: Sequence[Methods]) -> list[str]:
+    """Methods that are best on entropy, accuracy and pass@k together.
+
+    Such a one is ahead of GRPO in final entropy and pass@16 where GRPO collapses, and over all cells not behind any
+    method, null or GRPO's aside, in any metric of `MARGINS`. A preset is made of a single one alone.
+    """
+    collapsed = [methods for methods in cells if has_collapsed(methods)]
     return [
         method
-        for method, own in means.items()
-        if not any(other != own and all(b >= a for a, b in zip(own, other, strict=True)) for other in means.values())
+        for method in (cells[0] if collapsed else ())
+        if CASES[method].null_of is None
+        and all(
+            is_ahead(differences(collapsed, method, "grpo", metric), MARGINS[metric])
+            for metric in ("final_entropy", "pass@16")
+        )
+        and not any(rivals_ahead(cells, method).values())
+    ]
+
+
+def presets_without_a_seed(cells: Sequence[Methods]) -> list[list[str]]:
+    """[`presets`] with each of the seeds left out."""
+    count = len(cells[0]["grpo"])
+    return [
+        presets([{method: [*of[:i], *of[i + 1 :]] for method, of in methods.items()} for methods in cells])
+        for i in range(count if count > 1 else 0)
     ]
 
 
@@ -120,35 +176,98 @@ def _cell_name(cell: Cell, hot: float) -> str:
 
 def tables(report: Mapping[str, Any]) -> str:
     """All tables, as Markdown."""
+    cells = by_cell(report)
     parts = ["# Controls and baselines: tables", "", _head(report)]
-    for cell, methods in by_cell(report).items():
+    if cells:
+        parts += ["", "## Over all cells", "", _summary(cells, report["hot_rate"])]
+    for cell, methods in cells.items():
         title = _cell_name(cell, report["hot_rate"])
-        parts += ["", f"## {title[0].upper()}{title[1:]}", "", _seeds(methods), "", _means_table(methods)]
-        parts += ["", _from_grpo(methods), "", _from_parts(methods), "", _front(methods)]
+        parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}"]
+        parts += ["", _means_table(methods, [report["warm_start"]]), "", _from_grpo(methods)]
+        parts += ["", _from_parts(methods)]
+    replication = report["replication"]
+    methods_again = by_method(replication["results"], replication["methods"], replication["seeds"])
+    if methods_again is not None:
+        about = (
+            f"Warm starts {_listed(replication['warm_starts'])}, each with one seed of the training; long recipe, hot "
+            "learning rate, the settings tuned on warm start 0. Brackets and pairs are by warm start. "
+        )
+        parts += ["", "## Other warm starts", "", about + _fate(methods_again)]
+        parts += ["", _means_table(methods_again, replication["before"]), "", _from_grpo(methods_again)]
+        parts += ["", _from_parts(methods_again)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
 
 def _head(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    fixed = report["solvable"]["two operators fixed"]
     return (
         "Written by `benchmarks/controls.py`; [controls.md](../controls.md) says what was done and what it shows. "
         f"Entropies in nats a token, accuracies from 0 to 1, on {report['eval_prompts']:,} held-out prompts with 16 "
-        f"samples each; all runs start from one warm start. {versions}."
+        'samples each: final entropy is that of the policy\'s own samples there, "over the run" the mean of what the '
+        f"trainer logs. {versions}.\n\n"
+        "Of these prompts, a policy that always writes the same first two operators and then the best third one solves "
+        f"{_digits(min(fixed))} to {_digits(max(fixed))}, by the operators; one that draws the two evenly "
+        f"{_digits(fmean(fixed))}, with an entropy of {_digits(OPEN_ENTROPY)} (more where two third operators are "
+        "right); one that also chooses the second operator for the target "
+        f"{_digits(fmean(report['solvable']['one operator fixed']))}."
     )
 
 
-def _seeds(methods: Methods) -> str:
-    return f"Seeds {', '.join(str(result['seed']) for result in methods['grpo'])}."
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _fate(methods: Methods) -> str:
+    return "GRPO collapses." if has_collapsed(methods) else "GRPO does not collapse."
+
+
+def _summary(cells: Mapping[Cell, Methods], hot: float) -> str:
+    """Differences from GRPO over all cells, and which methods are behind which."""
+    margins = ", ".join(f"{_digits(margin)} in {metric}" for metric, margin in MARGINS.items())
+    names = "; ".join(f"{_cell_name(cell, hot)}, {_fate(methods)[:-1]}" for cell, methods in cells.items())
+    every = list(cells.values())
+    lines = [
+        f"Difference from GRPO: mean over the cells, in brackets by cell ({names}), and in how many of the pairs with "
+        "one seed the method is above GRPO. Behind: the methods that it is behind by more than the margin over the "
+        f"cells, or by twice the margin in one cell, and in what; margins {margins}. The nulls are left out there.",
+        "",
+        _row(["method", *MARGINS, "behind"]),
+        _row(["---"] * (2 + len(MARGINS))),
+    ]
+    for method in every[0]:
+        row = [CASES[method].label]
+        for metric in MARGINS:
+            found = differences(every, method, "grpo", metric)
+            means = [fmean(of_cell) for of_cell in found]
+            pairs = [pair for of_cell in found for pair in of_cell]
+            text = f"{fmean(means):+.3f} [{' '.join(f'{mean:+.3f}' for mean in means)}]"
+            row.append(f"{text} {sum(pair > 0 for pair in pairs)}/{len(pairs)}" if method != "grpo" else "0")
+        ahead = {metric: names for metric, names in rivals_ahead(every, method).items() if names}
+        row.append("; ".join(f"{len(names)} in {metric}" for metric, names in ahead.items()) or "none")
+        lines.append(_row(row))
+    best = [CASES[method].label for method in presets(every)]
+    without = [[CASES[method].label for method in found] for found in presets_without_a_seed(every)]
+    lines += [
+        "",
+        "Ahead of GRPO in final entropy and pass@16 where it collapses, and behind no method in anything: "
+        f"{_listed(best) or 'none'}. With each of the seeds left out: "
+        f"{'; '.join(_listed(found) or 'none' for found in without) or 'there is one only'}.",
+    ]
+    return "\n".join(lines)
 
 
 _MEANS = ("final_entropy", "mean_entropy", "greedy", "avg@16", "pass@4", "pass@16")
 
 
-def _means_table(methods: Methods) -> str:
+def _means_table(methods: Methods, before: Sequence[Result]) -> str:
+    """Means of the methods, after a row with those of the warm starts."""
     head = ["method", "final entropy, by seed", "over the run", *_MEANS[2:], "time / GRPO"]
     lines = [_row(head), _row(["---"] * len(head))]
     seconds = [result["cpu_seconds"] for result in methods["grpo"]]
+    start = {name: [result[name] for result in before] for name in _MEANS if name != "mean_entropy"}
+    lines.append(_row(["warm start", *(_digits(fmean(start[name])) if name in start else "" for name in _MEANS), ""]))
     for method, results in methods.items():
         values = {name: [result[name] for result in results] for name in (*_MEANS, "cpu_seconds")}
         cells = [CASES[method].label, *(_digits(fmean(values[name])) for name in _MEANS)]
@@ -160,10 +279,7 @@ def _means_table(methods: Methods) -> str:
 
 def _from_grpo(methods: Methods) -> str:
     pairs = {CASES[method].label: (method, "grpo") for method in methods if method != "grpo"}
-    title = (
-        "Difference from GRPO with the same seed, 95% interval; bold where Holm's procedure over the column rejects "
-        "that there is none, at 5%."
-    )
+    title = "Difference from GRPO with the same seed, and Student's 95% interval of this row alone:"
     return _differences_table(title, "method", pairs, methods)
 
 
@@ -174,7 +290,7 @@ def _from_parts(methods: Methods) -> str:
         for other in CASES[method].compared_with
         if other in methods
     }
-    title = "Difference from the same number of tokens at random, and of a combination from its parts:"
+    title = "The same from as many tokens at random, and of a combination from the parts with settings of their own:"
     return _differences_table(title, "", pairs, methods) if pairs else ""
 
 
@@ -190,14 +306,10 @@ def _differences(pairs: Sequence[tuple[str, str]], methods: Methods, metric: str
     found = [
         difference([r[metric] for r in methods[method]], [r[metric] for r in methods[other]]) for method, other in pairs
     ]
-    cells = [f"{d.mean:+.3f} [{d.mean - d.half:+.3f}, {d.mean + d.half:+.3f}]" for d in found]
-    rejected, *_ = multipletests([d.p for d in found], 0.05, method="holm")
-    return [f"**{cell}**" if is_rejected else cell for cell, is_rejected in zip(cells, rejected, strict=True)]
-
-
-def _front(methods: Methods) -> str:
-    names = ", ".join(CASES[method].label for method in undominated(methods))
-    return f"No other method is at least as good, by these means, in {', '.join(TOGETHER)} together: {names}."
+    return [
+        f"{d.mean:+.3f}" + ("" if math.isnan(d.half) else f" [{d.mean - d.half:+.3f}, {d.mean + d.half:+.3f}]")
+        for d in found
+    ]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -233,18 +345,19 @@ def _tuning_table(report: Mapping[str, Any]) -> str:
 
 
 def data(report: Mapping[str, Any]) -> str:
-    """The results as JSON, a line a run; the arguments of a method's settings once."""
-    left_out = ("arguments", "versions", "rollouts", "eval_prompts")
+    """The results of complete cells as JSON, a line a run; the arguments of a method's settings once."""
+    left_out = ("arguments", "versions", "rollouts", "eval_prompts", "warm_start_key")
 
     def rows(results: Iterable[Result], *more: str) -> str:
         kept = ({k: v for k, v in result.items() if k not in (*left_out, *more)} for result in results)
         return "[\n" + ",\n".join(json.dumps(_rounded(result)) for result in kept) + "\n]"
 
-    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results")}
+    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results", "replication")}
     fixed["settings"] = {case: CASES[case].settings for case in report["chosen"]}
     parts = [f'"{key}": {json.dumps(value)}' for key, value in fixed.items()]
     parts += [f'"{key}": {rows(report[key], "curve")}' for key in ("rates", "tuning")]
-    parts.append(f'"results": {rows(report["results"])}')
+    shown = [result for methods in by_cell(report).values() for of in methods.values() for result in of]
+    parts += [f'"results": {rows(shown)}', f'"other_warm_starts": {rows(report["replication"]["results"], "curve")}']
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -272,14 +385,13 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def _draw_methods(figure: Any, cells: Mapping[Cell, Any], methods: Sequence[str], hot: float) -> None:
-    for axes, metric in zip(figure.subplots(1, len(TOGETHER), sharey=True), TOGETHER, strict=True):
+    for axes, metric in zip(figure.subplots(1, len(MARGINS), sharey=True), MARGINS, strict=True):
         for shift, (colour, (cell, cases)) in enumerate(zip(COLOURS, cells.items(), strict=False)):
             for row, method in enumerate(methods):
                 values = [result[metric] for result in cases[method]]
                 y = row + 0.18 * (shift - (len(cells) - 1) / 2)
-                axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2)
                 label = _cell_name(cell, hot) if row == 0 else None
-                axes.plot([fmean(values)], [y], "o", color=colour, markersize=3.5, label=label)
+                axes.plot(values, [y] * len(values), ".", color=colour, markersize=5, label=label)
         axes.set_yticks(range(len(methods)), [CASES[method].label for method in methods], fontsize=8)
         axes.set_xlabel({"final_entropy": "final entropy, nats a token"}.get(metric, metric))
         axes.grid(alpha=0.3)

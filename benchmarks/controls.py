@@ -3,7 +3,9 @@
 1. The learning rate is tuned for GRPO on the short recipe: of `RATES` the one with the best mean accuracy (avg@16).
 2. The setting of every method is tuned on the short recipe: four settings, each trained twice at the hot and once at
    the tuned rate. The best score, the mean of avg@16 and pass@16, over both rates wins.
-3. Every method is trained with its setting on the short and on the long recipe, at both rates, with each seed.
+3. Every method is trained with its setting for the rollouts of the short and of the long recipe, at both rates, with
+   each seed.
+4. Some methods are trained once more from each of some other warm starts: the long recipe, hot rate, the same settings.
 
 Each of the tunings and the comparison have seeds and held-out prompts of their own, which no other benchmark here has.
 
@@ -17,7 +19,7 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -30,11 +32,11 @@ import embedded
 import torch
 import transformers
 import trl
-from control_cases import CASES
+from control_cases import CASES, REPLICATED
 
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.recipe import RECIPES
-from entropy_trl.quickstart.warm_start import WarmStartConfig
+from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, warm_start_key
 
 
 HOT = RECIPES["short"].learning_rate
@@ -42,6 +44,8 @@ RATES = (3e-5, 1e-4, 2e-4, 3e-4, HOT)
 #: The first one tunes the rate, and the settings at both rates; the others the settings at the hot rate.
 TUNING_SEEDS = (100, 101)
 SEEDS = (10, 11, 12)
+WARM_STARTS = (1, 2, 3, 4, 5)
+FIRST_REPLICATION_SEED = 20  # a training seed of its own for each warm start
 CURVE_POINTS = 40
 VERSIONS = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
 
@@ -57,10 +61,12 @@ class Run:
     recipe: str
     rate: float
     seed: int
+    warm_start: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}-{self.rate:g}-{self.case}-{self.setting}-seed{self.seed}"
+        start = f"warm{self.warm_start}-" if self.warm_start else ""
+        return f"{start}{self.recipe}-{self.rate:g}-{self.case}-{self.setting}-seed{self.seed}"
 
 
 def key_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
@@ -69,6 +75,7 @@ def key_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         "arguments": CASES[run.case].settings[run.setting],
         "rollouts": args.rollouts or RECIPES[run.recipe].rollouts,
         "eval_prompts": args.eval_prompts,
+        "warm_start_key": warm_start_key(embedded.warm_start_config(args, run.warm_start)),
         "versions": VERSIONS,
     }
 
@@ -91,7 +98,8 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
         "grpo",
         run.seed,
         argparse.Namespace(**vars(args) | {"rollouts": key["rollouts"]}),
-        held_out=prompts_of(run, args.eval_prompts),
+        held_out=prompts_of(run.seed, args.eval_prompts),
+        warm_start=run.warm_start,
         learning_rate=run.rate,
         token_records=None,
         **key["arguments"],
@@ -105,10 +113,21 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
     return result
 
 
-def prompts_of(run: Run, count: int) -> list[str]:
+def prompts_of(seed: int, count: int) -> list[str]:
     """Held-out prompts of the tuning or of the comparison; the first ones are those of the other benchmarks."""
-    part = 1 if run.seed in TUNING_SEEDS else 2
+    part = 1 if seed in TUNING_SEEDS else 2
     return task.held_out_prompts((part + 1) * count)[part * count :]
+
+
+def solvable(prompts: Sequence[str]) -> dict[str, list[float]]:
+    """The share of prompts that some choice of the later operators solves, for each choice of the first two and one."""
+    digits = torch.tensor([[int(digit) for digit in prompt[: task.N_DIGITS]] for prompt in prompts])
+    targets = torch.tensor([int(prompt[-2]) for prompt in prompts])
+    chains = torch.cartesian_prod(*[torch.arange(len(task.OPERATORS))] * task.N_OPERATORS)
+    values = task.running_values(digits.repeat_interleave(len(chains), 0), chains.repeat(len(prompts), 1))[:, -1]
+    right = values.view(len(prompts), *[len(task.OPERATORS)] * task.N_OPERATORS) == targets.view(-1, 1, 1, 1)
+    shares = {"two operators fixed": right.any(3), "one operator fixed": right.any(3).any(2)}
+    return {name: share.double().mean(0).flatten().tolist() for name, share in shares.items()}
 
 
 def shorten(values: list[float]) -> list[float]:
@@ -164,22 +183,46 @@ def tuned_settings(scores: Mapping[tuple[str, int], Mapping[float, float]]) -> d
     return {case: setting for case in CASES for setting in [(chosen | nulls).get(case)] if setting is not None}
 
 
+def replicate(chosen: Mapping[str, int], args: argparse.Namespace) -> dict[str, Any]:
+    """Train the `REPLICATED` methods from the other warm starts; the metrics before and after."""
+    methods = [case for case in chosen if case in REPLICATED]
+    seeds = {warm_start: FIRST_REPLICATION_SEED + warm_start for warm_start in args.warm_starts}
+    runs = [Run(case, chosen[case], "long", HOT, seed, start) for start, seed in seeds.items() for case in methods]
+    results = execute_all(runs, args)
+    print(f"other warm starts: {len(results)} of {len(runs)} runs", flush=True)
+    before = []
+    if len(results) == len(runs):  # else the warm starts may not be there, and take a while to make
+        prompts = prompts_of(args.seeds[0], args.eval_prompts)
+        before = [embedded.evaluate_warm_start(args, warm_start, prompts) for warm_start in seeds]
+    return {
+        "methods": methods,
+        "warm_starts": args.warm_starts,
+        "seeds": list(seeds.values()),
+        "before": before,
+        "results": results,
+    }
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run what is missing, print a line each, and return what the report is made from."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES), help="GRPO is always one")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--warm_starts", nargs="*", type=int, default=list(WARM_STARTS), help="beside the first, 0")
     parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
     parser.add_argument("--eval_prompts", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=Path("runs/controls"), help="where finished runs are kept")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time; 0 only reads what is there")
     parser.add_argument("--report", type=Path, help="folder to write tables, figures and data into")
-    parser.add_argument("--warm_start_dir", type=Path, default=embedded.DEFAULT_OUTPUT_DIR)
+    parser.add_argument("--warm_start_dir", type=Path, default=DEFAULT_OUTPUT_DIR)
     parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
     args = parser.parse_args(argv)
     if set(args.seeds) & set(TUNING_SEEDS):
         parser.error(f"seeds {args.seeds} have one of the tuning, {TUNING_SEEDS}; give others")
+    for name, values in (("seeds", args.seeds), ("warm_starts", [0, *args.warm_starts])):
+        if len(set(values)) < len(values):
+            parser.error(f"--{name} has {values}, with one of them twice; give each once, and no warm start 0")
     args.folder.mkdir(parents=True, exist_ok=True)
 
     rates = execute_all((Run("grpo", 0, "short", rate, TUNING_SEEDS[0]) for rate in RATES), args)
@@ -201,8 +244,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = []
     for recipe in args.recipes:
         for rate in dict.fromkeys((HOT, tuned)):
-            runs = (Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen)
-            results += execute_all(runs, args)
+            runs = [Run(case, chosen[case], recipe, rate, seed) for seed in args.seeds for case in chosen]
+            of_cell = execute_all(runs, args)
+            print(f"{recipe} {rate:g}: {len(of_cell)} of {len(runs)} runs", flush=True)
+            results += of_cell
+    prompts = prompts_of(args.seeds[0], args.eval_prompts)
     report = {
         "versions": VERSIONS,
         "hot_rate": HOT,
@@ -211,6 +257,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seeds": args.seeds,
         "eval_prompts": args.eval_prompts,
         "chosen": chosen,
+        "warm_start": embedded.evaluate_warm_start(args, 0, prompts),
+        "solvable": solvable(prompts),
+        "replication": replicate(chosen, args),
         "rates": rates,
         "tuning": tuning,
         "results": results,

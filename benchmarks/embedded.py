@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Qwen2ForCausalLM
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
 from entropy_trl.quickstart import run, task
@@ -31,22 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser, methods: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
+def warm_start_config(args: argparse.Namespace, seed: int = 0) -> WarmStartConfig:
+    """The warm start that the options ask for."""
+    return WarmStartConfig(seed, args.warm_start_steps, min(WarmStartConfig.noisy_steps, args.warm_start_steps))
+
+
 def train(
     method: str,
     seed: int,
     args: argparse.Namespace,
     curve: bool = False,
     held_out: Sequence[str] | None = None,
+    warm_start: int = 0,
     **overrides: Any,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Train and evaluate once; returns the metrics on the prompts `held_out` and the trainer's log.
+    """Train from the warm start with seed `warm_start` and evaluate, once.
+
+    Returns the metrics on the prompts `held_out` and the trainer's log.
 
     One more metric, `cpu_seconds`, is the processor time of the training, which other processes do not lengthen. With
     `curve`, the log also has the held-out metrics along the way, as the quickstart measures them.
     """
     torch.set_num_threads(1)
-    warm_start = WarmStartConfig(0, args.warm_start_steps, min(WarmStartConfig.noisy_steps, args.warm_start_steps))
-    model, tokenizer, _ = load_or_warm_up(warm_start, args.warm_start_dir)
+    model, tokenizer, _ = load_or_warm_up(warm_start_config(args, warm_start), args.warm_start_dir)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(method, RECIPES["short"], seed, Path(folder))
         arguments |= {"max_steps": args.rollouts * UPDATES_PER_ROLLOUT, "save_strategy": "no", "disable_tqdm": True}
@@ -66,5 +73,16 @@ def train(
         trainer.train()
         seconds = time.process_time() - start
     prompts = task.held_out_prompts(args.eval_prompts) if held_out is None else held_out
+    return _evaluate(model, prompts) | {"cpu_seconds": seconds}, trainer.state.log_history
+
+
+def evaluate_warm_start(args: argparse.Namespace, seed: int, prompts: Sequence[str]) -> dict[str, float]:
+    """The metrics of a warm start, before any RL."""
+    torch.set_num_threads(1)
+    model, _, _ = load_or_warm_up(warm_start_config(args, seed), args.warm_start_dir)
+    return _evaluate(model, prompts)
+
+
+def _evaluate(model: Qwen2ForCausalLM, prompts: Sequence[str]) -> dict[str, float]:
     metrics = evaluate_policy(model, prompts, run.SAMPLES, run.EVALUATION_SEED)
-    return {name: metrics[name] for name in METRICS} | {"cpu_seconds": seconds}, trainer.state.log_history
+    return {name: metrics[name] for name in METRICS}

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 
@@ -43,43 +44,84 @@ def test_the_differences_are_those_of_a_paired_t_test(load):
     found, test = load("control_report").difference(values, baseline), stats.ttest_rel(values, baseline)
     interval = test.confidence_interval(0.95)
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((interval.low, interval.high))
-    assert found.p == pytest.approx(test.pvalue)
-    one = load("control_report").difference([0.5], [0.25])
-    assert one.mean == 0.25 and math.isnan(one.half) and one.p == 1
-    same = load("control_report").difference([0.5, 0.7], [0.5, 0.7])
-    assert (same.mean, same.half, same.p) == (0, 0, 1)
 
 
-def test_bold_is_what_survives_holm_over_the_column(load):
-    generator = np.random.default_rng(0)
-    grpo = generator.normal(size=4)
-    shifts = {"clip_cov": 3.0, "kl_cov": 0.33, "qae": 0.0}
-    methods = {"grpo": [{"greedy": value} for value in grpo]}
-    methods |= {
-        m: [{"greedy": v} for v in grpo + shift + 0.2 * generator.normal(size=4)] for m, shift in shifts.items()
-    }
-    cells = load("control_report")._differences([(method, "grpo") for method in shifts], methods, "greedy")
-    ps = [stats.ttest_rel([r["greedy"] for r in methods[m]], grpo).pvalue for m in shifts]
-    assert ps[0] < 0.05 / 3 and 0.05 / 2 < ps[1] < 0.05  # the second one is found alone, but not among three
-    assert [cell.startswith("**") for cell in cells] == [True, False, False]
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.5, 0.75, 1.0]])
+def test_equal_differences_have_no_interval(load, values):
+    """Not one of no width: accuracies are multiples of 1/1024, so that equal differences are chance."""
+    baseline = [value - 0.25 for value in values]
+    found = load("control_report").difference(values, baseline)
+    assert found.mean == 0.25 and math.isnan(found.half)
+    methods = {"kl_cov": [{"greedy": v} for v in values], "grpo": [{"greedy": v} for v in baseline]}
+    assert load("control_report")._differences([("kl_cov", "grpo")], methods, "greedy") == ["+0.250"]
 
 
 def result(case="grpo", seed=0, rate=1e-4, recipe="short", setting=0, **metrics):
     return {"case": case, "seed": seed, "rate": rate, "recipe": recipe, "setting": setting} | metrics
 
 
-def test_undominated(load):
-    def seeds(*pairs):
-        return [{"final_entropy": entropy, "avg@16": accuracy, "pass@16": accuracy} for entropy, accuracy in pairs]
+@pytest.mark.parametrize(
+    ("by_cell", "behind", "ahead"),
+    [
+        ([[0.0, 0.0], [0.0, 0.0]], False, False),
+        ([[-0.02, -0.02], [-0.02, 0.02]], False, False),  # -.01 in the mean, -.02 in the first cell
+        ([[-0.02, -0.03], [0.0, 0.0]], True, False),  # -.0125 in the mean
+        ([[-0.02, -0.03], [0.04, 0.04]], True, False),  # -.025 in the first cell
+        ([[0.03, 0.04], [0.0, 0.01]], False, False),  # above 0 in three of four pairs
+        ([[0.03, 0.04, 0.03], [0.0, 0.01, 0.01]], False, True),  # in five of six
+        ([[0.005, 0.015], [0.01, 0.01]], False, False),  # no more than the margin
+    ],
+)
+def test_ahead_and_behind(load, by_cell, behind, ahead):
+    margin = 0.01 + 1e-9
+    assert load("control_report").is_behind(by_cell, margin) is behind
+    assert load("control_report").is_ahead(by_cell, margin) is ahead
 
-    cell = {
-        "sure": seeds((0.0, 0.9), (0.0, 0.9)),
-        "open": seeds((0.6, 0.5), (0.4, 0.5)),
-        "worse": seeds((0.5, 0.4), (0.5, 0.4)),  # as much entropy as "open", less accuracy
-        "between": seeds((0.3, 0.6), (0.3, 0.6)),
-        "twin": seeds((0.3, 0.6), (0.3, 0.6)),  # equal methods do not dominate each other
-    }
-    assert load("control_report").undominated(cell) == ["sure", "open", "between", "twin"]
+
+def cell_of(**methods):
+    """A cell of three seeds with the same values each: (final entropy, avg@16, pass@16) by method."""
+    names = ("final_entropy", "avg@16", "pass@16")
+    return {method: [dict(zip(names, values, strict=True))] * 3 for method, values in methods.items()}
+
+
+COLLAPSED = {"grpo": (0.05, 0.40, 0.45), "clip_random": (0.60, 0.60, 1.0)}  # a null that is better than all others
+
+
+@pytest.mark.parametrize(
+    ("methods", "best"),
+    [
+        ({"clip_cov": (0.35, 0.40, 0.95)}, ["clip_cov"]),
+        ({"clip_cov": (0.35, 0.395, 0.95)}, ["clip_cov"]),  # within the margin of GRPO's accuracy
+        ({"clip_cov": (0.35, 0.38, 0.95)}, []),  # at the price of accuracy
+        ({"clip_cov": (0.07, 0.40, 0.95)}, []),  # not ahead in entropy
+        ({"clip_cov": (0.35, 0.40, 0.46)}, []),  # not in pass@16
+        ({"clip_cov": (0.35, 0.40, 0.95), "qae": (0.35, 0.41, 0.94)}, ["clip_cov", "qae"]),  # a tie
+        ({"clip_cov": (0.35, 0.40, 0.95), "qae": (0.25, 0.40, 0.96)}, ["clip_cov"]),
+        ({"clip_cov": (0.35, 0.40, 0.95), "qae": (0.30, 0.42, 0.97)}, []),  # neither has all
+    ],
+)
+def test_a_preset_is_ahead_of_grpo_and_behind_none(load, methods, best):
+    report = load("control_report")
+    collapsed = cell_of(**COLLAPSED | methods)
+    assert report.has_collapsed(collapsed)
+    assert report.presets([collapsed]) == best
+    assert report.presets_without_a_seed([collapsed]) == [best] * 3
+    calm = dict.fromkeys(collapsed, (0.35, 0.4, 0.95))
+    assert not report.has_collapsed(cell_of(**calm))
+    assert report.presets([cell_of(**calm)]) == []  # nothing to cure
+    if best:  # where nothing collapses it need not be better, but not worse either
+        assert report.presets([collapsed, cell_of(**calm)]) == best
+        worse = calm | dict.fromkeys(methods, (0.35, 0.37, 0.95))
+        assert report.presets([collapsed, cell_of(**worse)]) == []
+
+
+def test_a_seed_that_decides_is_seen(load):
+    cell = cell_of(**COLLAPSED | {"clip_cov": (0.35, 0.40, 0.95)})
+    cell["clip_cov"] = [*cell["clip_cov"][:2], {"final_entropy": 0.35, "avg@16": 0.34, "pass@16": 0.95}]
+    report = load("control_report")
+    assert report.presets([cell]) == []
+    assert report.presets_without_a_seed([cell]) == [[], [], ["clip_cov"]]
+    assert report.presets_without_a_seed([{method: of[:1] for method, of in cell.items()}]) == []
 
 
 def test_a_cell_is_shown_when_all_its_runs_are_there(load):
@@ -91,6 +133,12 @@ def test_a_cell_is_shown_when_all_its_runs_are_there(load):
     for method, of_method in cells["short", 1e-4].items():
         assert [(r["case"], r["seed"]) for r in of_method] == [(method, 0), (method, 1)]
     assert load("control_report").by_cell(report | {"results": results[1:]}) == {}
+    hot = [result(case, seed, rate=6e-4) for seed, case in runs]
+    both = load("control_report").by_cell(report | {"results": [*hot, *results]})
+    assert {cell: {r["rate"] for of in both[cell].values() for r in of} for cell in both} == {
+        ("short", 6e-4): {6e-4},
+        ("short", 1e-4): {1e-4},
+    }
 
 
 def test_tuning_takes_the_best_mean_over_both_rates(load):
@@ -119,12 +167,24 @@ def test_tuning_takes_the_best_mean_over_both_rates(load):
 def test_tuning_and_comparison_have_prompts_and_seeds_of_their_own(load):
     controls = load("controls")
     tuning, other, comparison = (
-        set(controls.prompts_of(controls.Run("grpo", 0, "short", 1e-4, seed), 100))
-        for seed in (*controls.TUNING_SEEDS, controls.SEEDS[0])
+        set(controls.prompts_of(seed, 100)) for seed in (*controls.TUNING_SEEDS, controls.SEEDS[0])
     )
     assert len(tuning) == len(comparison) == 100 and tuning == other
     assert not tuning & comparison and not (tuning | comparison) & set(held_out_prompts(100))
     assert not set(controls.SEEDS) & {*controls.TUNING_SEEDS, 0, 1, 2}
+
+
+def test_what_a_policy_can_solve_that_looks_ahead_for_the_last_operators_only(load):
+    # 2 3 5 7: 2+3-5 = 0, then 0+7 = 7, 0-7 = 3, 0*7 = 0; the chain -+- ends in 7 as +-+ does
+    found = load("controls").solvable(["2357>7:", "2357>7:"])
+    fixed = np.array(found["two operators fixed"]).reshape(3, 3)
+    assert fixed[0, 1] == 1  # +-, and then +
+    for row, first in enumerate("+-*"):
+        for column, second in enumerate("+-*"):
+            value = eval(f"({eval(f'2{first}3') % 10}{second}5) % 10")
+            assert fixed[row, column] == any(eval(f"({value}{third}7) % 10") == 7 for third in "+-*")
+    assert found["one operator fixed"] == fixed.max(axis=1).tolist()
+    assert load("controls").solvable(["2357>7:", "0000>1:"])["two operators fixed"][1] == 0.5  # nothing makes 1 of 0
 
 
 def test_curves_are_shortened_to_means(load):
@@ -152,18 +212,24 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, *more):
-    sizes = ["--rollouts", "2", "--eval_prompts", "16", "--warm_start_steps", "30", "--seeds", "5", "6"]
+    sizes = ["--rollouts", "2", "--eval_prompts", "16", "--warm_start_steps", "30", "--seeds", "6", "5"]
     places = ["--folder", str(folder / "runs"), "--warm_start_dir", str(folder), "--report", str(folder / "report")]
-    return ["--methods", "kl_cov", *sizes, *places, *more]
+    return ["--methods", "kl_cov", *sizes, *places, "--warm_starts", "3", *more]
+
+
+@pytest.fixture
+def two_settings(load, monkeypatch):
+    controls = load("controls")
+    for method in ("grpo", "kl_cov", "kl_random"):
+        case = controls.CASES[method]
+        monkeypatch.setitem(controls.CASES, method, replace(case, settings=case.settings[:2]))
+    return controls
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_runs_resumes_and_reports(load, folder, monkeypatch, capsys):
-    controls, embedded = load("controls"), load("embedded")
+def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsys):
+    controls, embedded = two_settings, load("embedded")
     monkeypatch.setattr(controls, "RATES", (controls.HOT,))  # then the hot rate is the tuned one
-    for method in ("grpo", "kl_cov", "kl_random"):  # two settings are enough here
-        case = controls.CASES[method]
-        monkeypatch.setitem(controls.CASES, method, replace(case, settings=case.settings[:2]))
     argv = arguments(folder)
     report = controls.main([*argv, "--recipes", "short"])
     assert report["tuned_rate"] == controls.HOT
@@ -176,6 +242,9 @@ def test_runs_resumes_and_reports(load, folder, monkeypatch, capsys):
         assert result["rollouts"] == 2 and len(result["curve"]) == 2
         assert result["mean_entropy"] == pytest.approx(np.mean(result["curve"]), abs=1e-4)
         assert 0 <= result["avg@16"] <= result["pass@4"] <= result["pass@16"] <= 1 and result["cpu_seconds"] > 0
+    again = report["replication"]
+    assert {(r["case"], r["warm_start"]) for r in again["results"]} == set(product(chosen, (3,)))
+    assert again["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
 
     files = sorted((folder / "runs").iterdir())
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -183,38 +252,87 @@ def test_runs_resumes_and_reports(load, folder, monkeypatch, capsys):
     made = []
     train = embedded.train
     monkeypatch.setattr(embedded, "train", lambda *args, **kwargs: made.append(kwargs) or train(*args, **kwargs))
-    again = controls.main([*argv, "--recipes", "short"])
+    repeated = controls.main([*argv, "--recipes", "short"])
     assert len(made) == 1
     assert [path for path in before if path.stat().st_mtime_ns != before[path]] == [files[0]]
     timing = ("cpu_seconds",)
     strip = lambda results: [{k: v for k, v in r.items() if k not in timing} for r in results]  # noqa: E731
-    assert strip(again["results"]) == strip(report["results"])
+    assert strip(repeated["results"]) == strip(report["results"])
     # What is not there, the long recipe, is left out when only reading is asked for.
     assert strip(controls.main([*argv, "--processes", "0"])["results"]) == strip(report["results"])
+    assert "long 0.0006: 0 of 6 runs" in capsys.readouterr().out
 
     written = json.loads((folder / "report" / "results.json").read_text())
     assert written["chosen"] == report["chosen"] and len(written["results"]) == len(report["results"])
     assert written["results"][0]["avg@16"] == pytest.approx(report["results"][0]["avg@16"], abs=1e-5)
+    assert len(written["other_warm_starts"]) == 3
     tables = (folder / "report" / "tables.md").read_text()
-    assert tables.count("\n## ") == 2 and "Seeds 5, 6." in tables
-    rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| KL-Cov")]
-    assert [len(row) for row in rows] == [8, 5, 5, 3]  # means, differences, from its null; the tuning
-    of = {case: np.array([r["pass@16"] for r in report["results"] if r["case"] == case]) for case in chosen}
-    assert f"{(of['kl_cov'] - of['grpo']).mean():+.3f} [" in rows[1][4]
-    assert f"{(of['kl_cov'] - of['kl_random']).mean():+.3f} [" in rows[2][4]
+    titles = [line.removeprefix("## ") for line in tables.splitlines() if line.startswith("## ")]
+    assert [title.split(",")[0] for title in titles] == [
+        "Over all cells",
+        "Short recipe",
+        "Other warm starts",
+        "Tuning",
+    ]
+    cell = tables[tables.index("## Short recipe") : tables.index("## Other warm starts")]
+    assert "Seeds 6, 5." in cell
+    rows = [line.split(" | ") for line in cell.splitlines() if line.startswith("| KL-Cov")]
+    assert [len(row) for row in rows] == [8, 5, 5]  # means, differences from GRPO and from its null
+    of = {case: [r["final_entropy"] for r in report["results"] if r["case"] == case] for case in chosen}
+    mean, low, high = (f"{value:.3f}".replace("0.", ".") for value in (np.mean(of["kl_cov"]), *of["kl_cov"]))
+    assert rows[0][1] == f"{mean} [{low} {high}]"
+    for row, other in zip(rows[1:], ("grpo", "kl_random"), strict=True):
+        test = stats.ttest_rel(of["kl_cov"], of[other])
+        interval = test.confidence_interval(0.95)
+        expected = f"{np.subtract(of['kl_cov'], of[other]).mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+        assert row[1] == expected
+    assert len({row[1] for row in rows}) == 3
     for name in ("methods.png", "curves.png"):
         assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_setting_is_made_again(load, folder, tmp_path):
+def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, load, tmp_path, monkeypatch):
+    controls, embedded = two_settings, load("embedded")
+    made = []
+
+    def train(method, seed, args, held_out, warm_start, learning_rate, token_records, **overrides):
+        made.append((args.rollouts, learning_rate, seed, warm_start, tuple(held_out)))
+        metrics = dict.fromkeys((*embedded.METRICS, "cpu_seconds"), 1.0)
+        return metrics | {"avg@16": 1.0 if learning_rate == 2e-4 else 0.5}, [{"entropy": 1.0}]
+
+    monkeypatch.setattr(embedded, "train", train)
+    monkeypatch.setattr(embedded, "evaluate_warm_start", lambda *_: dict.fromkeys(embedded.METRICS, 0.0))
+    argv = ["--methods", "kl_cov", "--seeds", "7", "8", "--warm_starts", "3", "4", "--eval_prompts", "8"]
+    report = controls.main([*argv, "--folder", str(tmp_path)])
+    tuning, comparison = (tuple(controls.prompts_of(seed, 8)) for seed in (controls.TUNING_SEEDS[0], 7))
+    assert report["tuned_rate"] == 2e-4
+    hot, tuned = controls.HOT, 2e-4
+    first, second = controls.TUNING_SEEDS
+    expected = {(120, rate, first, 0, tuning) for rate in controls.RATES}
+    expected |= {(120, rate, seed, 0, tuning) for rate, seed in ((hot, first), (hot, second), (tuned, first))}
+    expected |= {(n, rate, seed, 0, comparison) for n in (120, 400) for rate in (hot, tuned) for seed in (7, 8)}
+    expected |= {(400, hot, 23, 3, comparison), (400, hot, 24, 4, comparison)}
+    assert set(made) == expected
+    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell and warm start
+    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * (4 * 2 + 2)
+    assert list(load("control_report").by_cell(report)) == [
+        ("short", hot),
+        ("short", tuned),
+        ("long", hot),
+        ("long", tuned),
+    ]
+
+
+def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
     """A stored run counts only for what it was made with."""
     controls = load("controls")
-    parser_arguments = {"folder": tmp_path, "rollouts": 2, "eval_prompts": 16}
-    args = type("Arguments", (), parser_arguments)
+    args = Namespace(folder=tmp_path, rollouts=2, eval_prompts=16, warm_start_steps=30)
     run = controls.Run("kl_cov", 0, "short", controls.HOT, 0)
     (tmp_path / f"{run.name}.json").write_text(json.dumps(controls.key_of(run, args)))
     assert controls.stored(run, args) is not None
-    args.rollouts = 3
+    for other in ({"rollouts": 3}, {"eval_prompts": 32}, {"warm_start_steps": 31}):
+        assert controls.stored(run, Namespace(**vars(args) | other)) is None
+    monkeypatch.setattr(controls, "VERSIONS", controls.VERSIONS | {"trl": "2.0"})
     assert controls.stored(run, args) is None
 
 
@@ -223,6 +341,8 @@ def test_another_setting_is_made_again(load, folder, tmp_path):
     [
         (["--methods", "kl-cov"], "kl_cov"),
         (["--seeds", "10", "101"], "one of the tuning"),
+        (["--seeds", "10", "10"], "twice"),
+        (["--warm_starts", "0"], "no warm start 0"),
         (["--processes", "0"], "no tuning of the learning rate"),
     ],
 )
