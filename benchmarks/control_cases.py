@@ -130,7 +130,7 @@ CASES: dict[str, Case] = {
         "KL-random", "null", tuple(_kl_cov(*s, selection="random") for s in _KL_COV_SETTINGS), null_of="kl_cov"
     ),
     "flexible_static": Case(
-        "flexible, static",
+        "flexible (static)",
         "clipping",
         (
             _flexible("static"),
@@ -141,17 +141,17 @@ CASES: dict[str, Case] = {
         ),
     ),
     "flexible_id": Case(
-        "flexible, ID",
+        "flexible (ID)",
         "clipping",
         _two_phases("increase_then_decrease"),
     ),
     "flexible_did": Case(
-        "flexible, DID",
+        "flexible (DID)",
         "clipping",
         _two_phases("decrease_increase_decrease"),
     ),
     "flexible_od": Case(
-        "flexible, OD",
+        "flexible (OD)",
         "clipping",
         (
             _flexible("oscillatory_decay"),
@@ -159,7 +159,7 @@ CASES: dict[str, Case] = {
         ),
     ),
     "flexible_target": Case(
-        "flexible, target",
+        "flexible (target)",
         "clipping",
         tuple(_flexible("target", **_SHARP, entropy_target=target) for target in (0.25, 0.2, 0.3, 0.4)),
     ),
@@ -211,7 +211,7 @@ CASES |= {
         "QAE + KL-Cov", "chain", tuple(_with_qae(s) for s in CASES["kl_cov"].settings), compared_with=("kl_cov", "qae")
     ),
     "flexible_kl_cov": Case(
-        "flexible, target + KL-Cov",
+        "flexible (target) + KL-Cov",
         "chain",
         tuple(
             _control(
@@ -225,18 +225,14 @@ CASES |= {
     ),
 }
 
-#: What is trained from other warm starts too: GRPO, the methods that held entropy on the first one, and the nulls.
-REPLICATED = (
+#: What is trained from other warm starts and for longer too.
+EXTENDED = (
     "grpo",
     "kl_reference",
     "adaptive_entropy",
     "clip_cov",
     "kl_cov",
     "clip_random",
-    "kl_random",
-    "flexible_static",
     "flexible_target",
-    "entropic",
-    "qae",
     "qae_clip_cov",
 )

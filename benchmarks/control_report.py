@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from control_cases import CASES, GROUPS, Setting
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from entropy_trl.quickstart import task
@@ -184,17 +185,13 @@ def tables(report: Mapping[str, Any]) -> str:
         title = _cell_name(cell, report["hot_rate"])
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}"]
         parts += ["", _means_table(methods, [report["warm_start"]]), "", _from_grpo(methods)]
-        parts += ["", _from_parts(methods)]
-    replication = report["replication"]
-    methods_again = by_method(replication["results"], replication["methods"], replication["seeds"])
-    if methods_again is not None:
-        about = (
-            f"Warm starts {_listed(replication['warm_starts'])}, each with one seed of the training; long recipe, hot "
-            "learning rate, the settings tuned on warm start 0. Brackets and pairs are by warm start. "
-        )
-        parts += ["", "## Other warm starts", "", about + _fate(methods_again)]
-        parts += ["", _means_table(methods_again, replication["before"]), "", _from_grpo(methods_again)]
-        parts += ["", _from_parts(methods_again)]
+        parts += ["", _from_parts(methods), "", _correlations(methods)]
+    for extra in report["extras"]:
+        found = by_method(extra["results"], extra["methods"], extra["seeds"])
+        if found is not None:
+            about = f"Hot learning rate, the same settings. Seeds {_listed(extra['seeds'])}. {_fate(found)}"
+            parts += ["", f"## {extra['title']}", "", about, "", _means_table(found, extra["before"])]
+            parts += ["", _from_grpo(found), "", _from_parts(found)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
@@ -221,6 +218,16 @@ def _listed(values: Iterable[object]) -> str:
 
 def _fate(methods: Methods) -> str:
     return "GRPO collapses." if has_collapsed(methods) else "GRPO does not collapse."
+
+
+def _correlations(methods: Methods) -> str:
+    runs = [result for of in methods.values() for result in of]
+    entropies = [run["mean_entropy"] for run in runs]
+    found = {name: spearmanr(entropies, [run[name] for run in runs])[0] for name in ("greedy", "avg@16", "pass@16")}
+    return (
+        f"Spearman's rank correlation of the entropy over the run, over all {len(runs)} runs of all methods: "
+        f"{_listed(f'{_digits(float(value))} with {name}' for name, value in found.items())}."
+    )
 
 
 def _summary(cells: Mapping[Cell, Methods], hot: float) -> str:
@@ -352,12 +359,15 @@ def data(report: Mapping[str, Any]) -> str:
         kept = ({k: v for k, v in result.items() if k not in (*left_out, *more)} for result in results)
         return "[\n" + ",\n".join(json.dumps(_rounded(result)) for result in kept) + "\n]"
 
-    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results", "replication")}
+    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results", "extras")}
     fixed["settings"] = {case: CASES[case].settings for case in report["chosen"]}
     parts = [f'"{key}": {json.dumps(value)}' for key, value in fixed.items()]
     parts += [f'"{key}": {rows(report[key], "curve")}' for key in ("rates", "tuning")]
     shown = [result for methods in by_cell(report).values() for of in methods.values() for result in of]
-    parts += [f'"results": {rows(shown)}', f'"other_warm_starts": {rows(report["replication"]["results"], "curve")}']
+    parts += [
+        f'"results": {rows(shown)}',
+        f'"extras": {rows(result for extra in report["extras"] for result in extra["results"])}',
+    ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

@@ -5,7 +5,8 @@
    the tuned rate. The best score, the mean of avg@16 and pass@16, over both rates wins.
 3. Every method is trained with its setting for the rollouts of the short and of the long recipe, at both rates, with
    each seed.
-4. Some methods are trained once more from each of some other warm starts: the long recipe, hot rate, the same settings.
+4. The methods of `EXTENDED` are trained with the same settings at the hot rate from other warm starts, once from each
+   (long recipe), and for five times as long.
 
 Each of the tunings and the comparison have seeds and held-out prompts of their own, which no other benchmark here has.
 
@@ -32,7 +33,7 @@ import embedded
 import torch
 import transformers
 import trl
-from control_cases import CASES, REPLICATED
+from control_cases import CASES, EXTENDED
 
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.recipe import RECIPES
@@ -45,7 +46,8 @@ RATES = (3e-5, 1e-4, 2e-4, 3e-4, HOT)
 TUNING_SEEDS = (100, 101)
 SEEDS = (10, 11, 12)
 WARM_STARTS = (1, 2, 3, 4, 5)
-FIRST_REPLICATION_SEED = 20  # a training seed of its own for each warm start
+FIRST_WARM_START_SEED = 20  # a training seed of its own for each warm start
+ROLLOUTS = {name: recipe.rollouts for name, recipe in RECIPES.items()} | {"longest": 2000}
 CURVE_POINTS = 40
 VERSIONS = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
 
@@ -73,7 +75,7 @@ def key_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """What a stored result must have been made with, beside its name."""
     return {
         "arguments": CASES[run.case].settings[run.setting],
-        "rollouts": args.rollouts or RECIPES[run.recipe].rollouts,
+        "rollouts": args.rollouts or ROLLOUTS[run.recipe],
         "eval_prompts": args.eval_prompts,
         "warm_start_key": warm_start_key(embedded.warm_start_config(args, run.warm_start)),
         "versions": VERSIONS,
@@ -183,21 +185,19 @@ def tuned_settings(scores: Mapping[tuple[str, int], Mapping[float, float]]) -> d
     return {case: setting for case in CASES for setting in [(chosen | nulls).get(case)] if setting is not None}
 
 
-def replicate(chosen: Mapping[str, int], args: argparse.Namespace) -> dict[str, Any]:
-    """Train the `REPLICATED` methods from the other warm starts; the metrics before and after."""
-    methods = [case for case in chosen if case in REPLICATED]
-    seeds = {warm_start: FIRST_REPLICATION_SEED + warm_start for warm_start in args.warm_starts}
-    runs = [Run(case, chosen[case], "long", HOT, seed, start) for start, seed in seeds.items() for case in methods]
+def extra(title: str, runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
+    """Runs that are not of a cell, with what their table needs: the metrics before the training too."""
     results = execute_all(runs, args)
-    print(f"other warm starts: {len(results)} of {len(runs)} runs", flush=True)
+    print(f"{title}: {len(results)} of {len(runs)} runs", flush=True)
     before = []
     if len(results) == len(runs):  # else the warm starts may not be there, and take a while to make
         prompts = prompts_of(args.seeds[0], args.eval_prompts)
-        before = [embedded.evaluate_warm_start(args, warm_start, prompts) for warm_start in seeds]
+        warm_starts = dict.fromkeys(run.warm_start for run in runs)
+        before = [embedded.evaluate_warm_start(args, warm_start, prompts) for warm_start in warm_starts]
     return {
-        "methods": methods,
-        "warm_starts": args.warm_starts,
-        "seeds": list(seeds.values()),
+        "title": title,
+        "methods": list(dict.fromkeys(run.case for run in runs)),
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "before": before,
         "results": results,
     }
@@ -210,6 +210,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--warm_starts", nargs="*", type=int, default=list(WARM_STARTS), help="beside the first, 0")
+    parser.add_argument("--longest_seeds", nargs="*", type=int, default=list(SEEDS), help="of the longest training")
     parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
     parser.add_argument("--eval_prompts", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=Path("runs/controls"), help="where finished runs are kept")
@@ -218,11 +219,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--warm_start_dir", type=Path, default=DEFAULT_OUTPUT_DIR)
     parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
     args = parser.parse_args(argv)
-    if set(args.seeds) & set(TUNING_SEEDS):
-        parser.error(f"seeds {args.seeds} have one of the tuning, {TUNING_SEEDS}; give others")
-    for name, values in (("seeds", args.seeds), ("warm_starts", [0, *args.warm_starts])):
-        if len(set(values)) < len(values):
-            parser.error(f"--{name} has {values}, with one of them twice; give each once, and no warm start 0")
+    for name in ("seeds", "longest_seeds", "warm_starts"):
+        values, used = getattr(args, name), (0,) if name == "warm_starts" else TUNING_SEEDS
+        if len({*values, *used}) < len(values) + len(used):
+            parser.error(f"--{name} {values}: give each once, and none of {used}, used elsewhere here")
     args.folder.mkdir(parents=True, exist_ok=True)
 
     rates = execute_all((Run("grpo", 0, "short", rate, TUNING_SEEDS[0]) for rate in RATES), args)
@@ -248,6 +248,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             of_cell = execute_all(runs, args)
             print(f"{recipe} {rate:g}: {len(of_cell)} of {len(runs)} runs", flush=True)
             results += of_cell
+    extended = {case: setting for case, setting in chosen.items() if case in EXTENDED}
+    starts = {start: FIRST_WARM_START_SEED + start for start in args.warm_starts}
+    extras = [
+        extra(
+            f"Other warm starts ({', '.join(map(str, starts))}, each with one seed), long recipe",
+            [Run(case, extended[case], "long", HOT, starts[start], start) for start in starts for case in extended],
+            args,
+        ),
+        extra(
+            f"{ROLLOUTS['longest']:,} rollouts",
+            [Run(case, extended[case], "longest", HOT, seed) for seed in args.longest_seeds for case in extended],
+            args,
+        ),
+    ]
     prompts = prompts_of(args.seeds[0], args.eval_prompts)
     report = {
         "versions": VERSIONS,
@@ -259,10 +273,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "chosen": chosen,
         "warm_start": embedded.evaluate_warm_start(args, 0, prompts),
         "solvable": solvable(prompts),
-        "replication": replicate(chosen, args),
         "rates": rates,
         "tuning": tuning,
         "results": results,
+        "extras": [part for part in extras if part["before"]],
     }
     if args.report is not None:
         control_report.write(report, args.report)

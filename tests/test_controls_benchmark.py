@@ -214,7 +214,7 @@ def folder(tmp_path_factory):
 def arguments(folder, *more):
     sizes = ["--rollouts", "2", "--eval_prompts", "16", "--warm_start_steps", "30", "--seeds", "6", "5"]
     places = ["--folder", str(folder / "runs"), "--warm_start_dir", str(folder), "--report", str(folder / "report")]
-    return ["--methods", "kl_cov", *sizes, *places, "--warm_starts", "3", *more]
+    return ["--methods", "kl_cov", *sizes, *places, "--warm_starts", "3", "--longest_seeds", *more]
 
 
 @pytest.fixture
@@ -242,9 +242,9 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
         assert result["rollouts"] == 2 and len(result["curve"]) == 2
         assert result["mean_entropy"] == pytest.approx(np.mean(result["curve"]), abs=1e-4)
         assert 0 <= result["avg@16"] <= result["pass@4"] <= result["pass@16"] <= 1 and result["cpu_seconds"] > 0
-    again = report["replication"]
-    assert {(r["case"], r["warm_start"]) for r in again["results"]} == set(product(chosen, (3,)))
-    assert again["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
+    [extra] = report["extras"]  # no seed was given for the other one
+    assert {(r["case"], r["warm_start"]) for r in extra["results"]} == set(product(("grpo", "kl_cov"), (3,)))
+    assert extra["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
 
     files = sorted((folder / "runs").iterdir())
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -265,15 +265,11 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     written = json.loads((folder / "report" / "results.json").read_text())
     assert written["chosen"] == report["chosen"] and len(written["results"]) == len(report["results"])
     assert written["results"][0]["avg@16"] == pytest.approx(report["results"][0]["avg@16"], abs=1e-5)
-    assert len(written["other_warm_starts"]) == 3
+    assert len(written["extras"]) == 2
     tables = (folder / "report" / "tables.md").read_text()
     titles = [line.removeprefix("## ") for line in tables.splitlines() if line.startswith("## ")]
-    assert [title.split(",")[0] for title in titles] == [
-        "Over all cells",
-        "Short recipe",
-        "Other warm starts",
-        "Tuning",
-    ]
+    starts = ("Over all cells", "Short recipe", "Other warm starts", "Tuning")
+    assert all(title.startswith(start) for title, start in zip(titles, starts, strict=True))
     cell = tables[tables.index("## Short recipe") : tables.index("## Other warm starts")]
     assert "Seeds 6, 5." in cell
     rows = [line.split(" | ") for line in cell.splitlines() if line.startswith("| KL-Cov")]
@@ -287,6 +283,9 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
         expected = f"{np.subtract(of['kl_cov'], of[other]).mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
         assert row[1] == expected
     assert len({row[1] for row in rows}) == 3
+    ranks = stats.spearmanr(*([r[name] for r in report["results"]] for name in ("mean_entropy", "greedy")))
+    expected = f"{ranks[0]:.3f}".replace("0.", ".", 1)  # nan where all are equal, in both
+    assert f"over all 6 runs of all methods: {expected} with greedy" in cell
     for name in ("methods.png", "curves.png"):
         assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -302,7 +301,8 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
 
     monkeypatch.setattr(embedded, "train", train)
     monkeypatch.setattr(embedded, "evaluate_warm_start", lambda *_: dict.fromkeys(embedded.METRICS, 0.0))
-    argv = ["--methods", "kl_cov", "--seeds", "7", "8", "--warm_starts", "3", "4", "--eval_prompts", "8"]
+    argv = ["--methods", "kl_cov", "--seeds", "7", "8", "--warm_starts", "3", "4", "--longest_seeds", "9"]
+    argv += ["--eval_prompts", "8"]
     report = controls.main([*argv, "--folder", str(tmp_path)])
     tuning, comparison = (tuple(controls.prompts_of(seed, 8)) for seed in (controls.TUNING_SEEDS[0], 7))
     assert report["tuned_rate"] == 2e-4
@@ -311,10 +311,11 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     expected = {(120, rate, first, 0, tuning) for rate in controls.RATES}
     expected |= {(120, rate, seed, 0, tuning) for rate, seed in ((hot, first), (hot, second), (tuned, first))}
     expected |= {(n, rate, seed, 0, comparison) for n in (120, 400) for rate in (hot, tuned) for seed in (7, 8)}
-    expected |= {(400, hot, 23, 3, comparison), (400, hot, 24, 4, comparison)}
+    expected |= {(400, hot, 23, 3, comparison), (400, hot, 24, 4, comparison), (2000, hot, 9, 0, comparison)}
     assert set(made) == expected
-    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell and warm start
-    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * (4 * 2 + 2)
+    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell, two in the extras
+    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 2 * (2 + 1)
+    assert [extra["seeds"] for extra in report["extras"]] == [[23, 24], [9]]
     assert list(load("control_report").by_cell(report)) == [
         ("short", hot),
         ("short", tuned),
@@ -340,9 +341,9 @@ def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
     ("argv", "message"),
     [
         (["--methods", "kl-cov"], "kl_cov"),
-        (["--seeds", "10", "101"], "one of the tuning"),
-        (["--seeds", "10", "10"], "twice"),
-        (["--warm_starts", "0"], "no warm start 0"),
+        (["--seeds", "10", "101"], "--seeds [10, 101]: give each once, and none of (100, 101)"),
+        (["--longest_seeds", "10", "10"], "--longest_seeds [10, 10]: give each once"),
+        (["--warm_starts", "1", "0"], "--warm_starts [1, 0]: give each once, and none of (0,)"),
         (["--processes", "0"], "no tuning of the learning rate"),
     ],
 )
