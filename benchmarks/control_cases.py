@@ -225,8 +225,8 @@ CASES |= {
     ),
 }
 
-#: What is trained from other warm starts and for longer too.
-EXTENDED = (
+#: Methods that are trained from other warm starts and for longer too.
+FOLLOWED_UP = (
     "grpo",
     "kl_reference",
     "adaptive_entropy",

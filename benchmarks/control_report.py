@@ -22,8 +22,8 @@ Cell = tuple[str, float]  # recipe and learning rate
 #: What an entropy control is to raise together, and the differences in it that count ([`presets`]). One run's sampling
 #: error in avg@16 is up to .004.
 MARGINS = {"final_entropy": 0.03, "avg@16": 0.01, "pass@16": 0.02}
-#: The share of the pairs in which a method that is ahead must be above the other.
-ALMOST_ALL = 0.8
+#: The least share of the pairs in which a method that is ahead is above the other.
+MIN_SHARE_ABOVE = 0.8
 #: Nats a token of a policy that draws all operators but the last evenly, and is sure of everything else.
 OPEN_ENTROPY = (task.N_OPERATORS - 1) * math.log(len(task.OPERATORS)) / task.COMPLETION_LENGTH
 #: Metrics of the tables of differences.
@@ -38,14 +38,15 @@ class Difference:
 
     Attributes:
         mean: of the differences.
-        half: half of its 95% interval, Student's; NaN where all differences are the same, which says nothing of others.
+        half_width: half of its 95% interval, Student's;
+            NaN where all differences are equal, which says nothing of others.
     """
 
     mean: float
-    half: float
+    half_width: float
 
 
-def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+def mean_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """By how much `values` differ from `baseline`, in the order of the seeds."""
     differences = _paired(values, baseline)
     if len(set(differences)) == 1:
@@ -68,10 +69,10 @@ def tuning_scores(results: Iterable[Result]) -> dict[tuple[str, int], dict[float
 
 
 def by_method(results: Iterable[Result], methods: Sequence[str], seeds: Sequence[int]) -> Methods | None:
-    """The results of each method with each seed, in the order of `seeds`; None where one is missing or no seed is."""
+    """The results of each method with each seed, in the order of `seeds`; None if one is missing."""
     found = {(result["case"], result["seed"]): result for result in results}
     wanted = {method: [(method, seed) for seed in seeds] for method in methods}
-    if not seeds or not all(key in found for keys in wanted.values() for key in keys):
+    if not all(key in found for keys in wanted.values() for key in keys):
         return None
     return {method: [found[key] for key in keys] for method, keys in wanted.items()}
 
@@ -90,28 +91,28 @@ def has_collapsed(methods: Methods) -> bool:
     return fmean(result["final_entropy"] for result in methods["grpo"]) < OPEN_ENTROPY / 2
 
 
-def differences(cells: Iterable[Methods], method: str, other: str, metric: str) -> list[list[float]]:
+def paired_by_cell(cells: Iterable[Methods], method: str, other: str, metric: str) -> list[list[float]]:
     """By how much a method differs from another, for each cell by seed."""
     return [_paired(*([result[metric] for result in methods[name]] for name in (method, other))) for methods in cells]
 
 
-def is_behind(by_cell: Sequence[Sequence[float]], margin: float) -> bool:
+def is_behind(pairs_by_cell: Sequence[Sequence[float]], margin: float) -> bool:
     """Whether differences are below -margin in the mean over the cells, or below twice that in one of them."""
-    means = [fmean(of_cell) for of_cell in by_cell]
+    means = [fmean(of_cell) for of_cell in pairs_by_cell]
     return fmean(means) < -margin or min(means) < -2 * margin
 
 
-def is_ahead(by_cell: Sequence[Sequence[float]], margin: float) -> bool:
-    """Whether differences exceed the margin in the mean over the cells, and 0 in almost all pairs."""
-    pairs = [pair for of_cell in by_cell for pair in of_cell]
-    return fmean(map(fmean, by_cell)) > margin and sum(pair > 0 for pair in pairs) >= ALMOST_ALL * len(pairs)
+def is_ahead(pairs_by_cell: Sequence[Sequence[float]], margin: float) -> bool:
+    """Whether differences exceed the margin in the mean over the cells, and 0 in `MIN_SHARE_ABOVE` of the pairs."""
+    pairs = [pair for of_cell in pairs_by_cell for pair in of_cell]
+    return fmean(map(fmean, pairs_by_cell)) > margin and sum(pair > 0 for pair in pairs) >= MIN_SHARE_ABOVE * len(pairs)
 
 
 def rivals_ahead(cells: Sequence[Methods], method: str) -> dict[str, list[str]]:
     """For each metric of `MARGINS` the methods that this one is behind. The nulls are nobody's rivals."""
     others = [name for name in cells[0] if name != method and CASES[name].null_of is None]
     return {
-        metric: [other for other in others if is_behind(differences(cells, method, other, metric), margin)]
+        metric: [other for other in others if is_behind(paired_by_cell(cells, method, other, metric), margin)]
         for metric, margin in MARGINS.items()
     }
 
@@ -128,7 +129,7 @@ def presets(cells: Sequence[Methods]) -> list[str]:
         for method in (cells[0] if collapsed else ())
         if CASES[method].null_of is None
         and all(
-            is_ahead(differences(collapsed, method, "grpo", metric), MARGINS[metric])
+            is_ahead(paired_by_cell(collapsed, method, "grpo", metric), MARGINS[metric])
             for metric in ("final_entropy", "pass@16")
         )
         and not any(rivals_ahead(cells, method).values())
@@ -183,33 +184,40 @@ def tables(report: Mapping[str, Any]) -> str:
         parts += ["", "## Over all cells", "", _summary(cells, report["hot_rate"])]
     for cell, methods in cells.items():
         title = _cell_name(cell, report["hot_rate"])
-        parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}"]
+        parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}."]
         parts += ["", _means_table(methods, [report["warm_start"]]), "", _from_grpo(methods)]
         parts += ["", _from_parts(methods), "", _correlations(methods)]
-    for extra in report["extras"]:
-        found = by_method(extra["results"], extra["methods"], extra["seeds"])
-        if found is not None:
-            about = f"Hot learning rate, the same settings. Seeds {_listed(extra['seeds'])}. {_fate(found)}"
-            parts += ["", f"## {extra['title']}", "", about, "", _means_table(found, extra["before"])]
-            parts += ["", _from_grpo(found), "", _from_parts(found)]
+    for part in report["follow_ups"]:
+        of_part = by_method(part["results"], part["methods"], part["seeds"])
+        assert of_part is not None  # only complete ones are in a report
+        about = f"Hot learning rate, the same settings. Seeds {_listed(part['seeds'])}. {_fate(of_part)}."
+        parts += ["", f"## {part['title']}", "", about, "", _means_table(of_part, part["before"])]
+        parts += ["", _from_grpo(of_part), "", _from_parts(of_part), "", _foresight(part["before"], of_part)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
 
 def _head(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    fixed = report["solvable"]["two operators fixed"]
-    return (
+    lines = [
         "Written by `benchmarks/controls.py`; [controls.md](../controls.md) says what was done and what it shows. "
         f"Entropies in nats a token, accuracies from 0 to 1, on {report['eval_prompts']:,} held-out prompts with 16 "
         'samples each: final entropy is that of the policy\'s own samples there, "over the run" the mean of what the '
-        f"trainer logs. {versions}.\n\n"
-        "Of these prompts, a policy that always writes the same first two operators and then the best third one solves "
-        f"{_digits(min(fixed))} to {_digits(max(fixed))}, by the operators; one that draws the two evenly "
-        f"{_digits(fmean(fixed))}, with an entropy of {_digits(OPEN_ENTROPY)} (more where two third operators are "
-        "right); one that also chooses the second operator for the target "
-        f"{_digits(fmean(report['solvable']['one operator fixed']))}."
-    )
+        f"trainer logs. {versions}.",
+        "",
+        f"A policy that draws the first two operators evenly and is sure of the rest has an entropy of "
+        f"{_digits(OPEN_ENTROPY)} (more where two third operators are right); GRPO is said to collapse below half of "
+        "that. What a policy solves that chooses the last operators right, and the others whatever the target is:",
+        "",
+        _row(["prompts", "the same two first, by the two", "two drawn evenly", "the first drawn evenly"]),
+        _row(["---"] * 4),
+    ]
+    for part, shares in report["solvable"].items():
+        two, one = shares["two operators fixed"], shares["one operator fixed"]
+        lines.append(
+            _row([part, f"{_digits(min(two))} to {_digits(max(two))}", _digits(fmean(two)), _digits(fmean(one))])
+        )
+    return "\n".join(lines)
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -217,7 +225,24 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _fate(methods: Methods) -> str:
-    return "GRPO collapses." if has_collapsed(methods) else "GRPO does not collapse."
+    return "GRPO collapses" if has_collapsed(methods) else "GRPO does not collapse"
+
+
+def _foresight(before: Sequence[Result], methods: Methods) -> str:
+    """How often the first two operators allow for a right answer, and how often if written for another target."""
+    lines = [
+        "Answers whose first two operators some third one completes to the target; the same with the two operators "
+        "that the policy writes for these digits and another target; and the difference, by seed: foresight.",
+        "",
+        _row(["method", "own", "for another target", "foresight"]),
+        _row(["---"] * 4),
+    ]
+    for label, of in [("warm start", before), *((CASES[method].label, of) for method, of in methods.items())]:
+        own, other = ([result[name] for result in of] for name in ("completable", "completable_blind"))
+        gains = _paired(own, other)
+        by_seed = " ".join(map(_digits, gains))
+        lines.append(_row([label, _digits(fmean(own)), _digits(fmean(other)), f"{_digits(fmean(gains))} [{by_seed}]"]))
+    return "\n".join(lines)
 
 
 def _correlations(methods: Methods) -> str:
@@ -233,7 +258,7 @@ def _correlations(methods: Methods) -> str:
 def _summary(cells: Mapping[Cell, Methods], hot: float) -> str:
     """Differences from GRPO over all cells, and which methods are behind which."""
     margins = ", ".join(f"{_digits(margin)} in {metric}" for metric, margin in MARGINS.items())
-    names = "; ".join(f"{_cell_name(cell, hot)}, {_fate(methods)[:-1]}" for cell, methods in cells.items())
+    names = "; ".join(f"{_cell_name(cell, hot)}, {_fate(methods)}" for cell, methods in cells.items())
     every = list(cells.values())
     lines = [
         f"Difference from GRPO: mean over the cells, in brackets by cell ({names}), and in how many of the pairs with "
@@ -246,7 +271,7 @@ def _summary(cells: Mapping[Cell, Methods], hot: float) -> str:
     for method in every[0]:
         row = [CASES[method].label]
         for metric in MARGINS:
-            found = differences(every, method, "grpo", metric)
+            found = paired_by_cell(every, method, "grpo", metric)
             means = [fmean(of_cell) for of_cell in found]
             pairs = [pair for of_cell in found for pair in of_cell]
             text = f"{fmean(means):+.3f} [{' '.join(f'{mean:+.3f}' for mean in means)}]"
@@ -286,7 +311,10 @@ def _means_table(methods: Methods, before: Sequence[Result]) -> str:
 
 def _from_grpo(methods: Methods) -> str:
     pairs = {CASES[method].label: (method, "grpo") for method in methods if method != "grpo"}
-    title = "Difference from GRPO with the same seed, and Student's 95% interval of this row alone:"
+    title = (
+        "Difference from GRPO with the same seed, and Student's 95% interval of this row alone (none where all seeds "
+        "have the same difference):"
+    )
     return _differences_table(title, "method", pairs, methods)
 
 
@@ -311,10 +339,12 @@ def _differences_table(title: str, head: str, pairs: Mapping[str, tuple[str, str
 def _differences(pairs: Sequence[tuple[str, str]], methods: Methods, metric: str) -> list[str]:
     """A column of differences."""
     found = [
-        difference([r[metric] for r in methods[method]], [r[metric] for r in methods[other]]) for method, other in pairs
+        mean_difference([r[metric] for r in methods[method]], [r[metric] for r in methods[other]])
+        for method, other in pairs
     ]
     return [
-        f"{d.mean:+.3f}" + ("" if math.isnan(d.half) else f" [{d.mean - d.half:+.3f}, {d.mean + d.half:+.3f}]")
+        f"{d.mean:+.3f}"
+        + ("" if math.isnan(d.half_width) else f" [{d.mean - d.half_width:+.3f}, {d.mean + d.half_width:+.3f}]")
         for d in found
     ]
 
@@ -359,14 +389,14 @@ def data(report: Mapping[str, Any]) -> str:
         kept = ({k: v for k, v in result.items() if k not in (*left_out, *more)} for result in results)
         return "[\n" + ",\n".join(json.dumps(_rounded(result)) for result in kept) + "\n]"
 
-    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results", "extras")}
+    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results", "follow_ups")}
     fixed["settings"] = {case: CASES[case].settings for case in report["chosen"]}
     parts = [f'"{key}": {json.dumps(value)}' for key, value in fixed.items()]
     parts += [f'"{key}": {rows(report[key], "curve")}' for key in ("rates", "tuning")]
     shown = [result for methods in by_cell(report).values() for of in methods.values() for result in of]
     parts += [
         f'"results": {rows(shown)}',
-        f'"extras": {rows(result for extra in report["extras"] for result in extra["results"])}',
+        f'"follow_ups": {rows(result for part in report["follow_ups"] for result in part["results"])}',
     ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

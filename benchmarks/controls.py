@@ -1,17 +1,19 @@
 """All controls and baselines on the embedded task, with the same budget of tuning, from one warm start.
 
-1. The learning rate is tuned for GRPO on the short recipe: of `RATES` the one with the best mean accuracy (avg@16).
+1. The learning rate is tuned for GRPO on the short recipe, one seed each: of `RATES` the one with the best mean
+   accuracy (avg@16).
 2. The setting of every method is tuned on the short recipe: four settings, each trained twice at the hot and once at
    the tuned rate. The best score, the mean of avg@16 and pass@16, over both rates wins.
 3. Every method is trained with its setting for the rollouts of the short and of the long recipe, at both rates, with
    each seed.
-4. The methods of `EXTENDED` are trained with the same settings at the hot rate from other warm starts, once from each
-   (long recipe), and for five times as long.
+4. The methods of `FOLLOWED_UP` are trained with the same settings at the hot rate from other warm starts, once from
+   each (long recipe), and for 2,000 rollouts. `--warm_starts` and `--longest_seeds` without a value leave these out.
 
-Each of the tunings and the comparison have seeds and held-out prompts of their own, which no other benchmark here has.
+The tuning and the comparison have seeds and held-out prompts of their own, which no other benchmark here has. On two
+cores all of it takes about five hours. It needs the `analysis` extra.
 
 A finished run is a file in `--folder` and is not repeated, so that the same command goes on where it was interrupted.
-`--report` writes tables, figure and data from what is there, at the end or with `--processes 0` at any time.
+`--report` writes tables, figures and data from what is there, at the end or with `--processes 0` at any time.
 
     OMP_NUM_THREADS=1 python benchmarks/controls.py --processes 2 --report docs/controls
 """
@@ -26,14 +28,14 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, get_args
 
 import control_report
 import embedded
 import torch
 import transformers
 import trl
-from control_cases import CASES, EXTENDED
+from control_cases import CASES, FOLLOWED_UP
 
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.recipe import RECIPES
@@ -52,6 +54,8 @@ CURVE_POINTS = 40
 VERSIONS = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
 
 Result = dict[str, Any]
+Part = Literal["quickstart", "tuning", "comparison"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
         "grpo",
         run.seed,
         argparse.Namespace(**vars(args) | {"rollouts": key["rollouts"]}),
-        held_out=prompts_of(run.seed, args.eval_prompts),
+        held_out=prompts_of("tuning" if run.seed in TUNING_SEEDS else "comparison", args.eval_prompts),
         warm_start=run.warm_start,
         learning_rate=run.rate,
         token_records=None,
@@ -115,14 +119,14 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
     return result
 
 
-def prompts_of(seed: int, count: int) -> list[str]:
-    """Held-out prompts of the tuning or of the comparison; the first ones are those of the other benchmarks."""
-    part = 1 if seed in TUNING_SEEDS else 2
-    return task.held_out_prompts((part + 1) * count)[part * count :]
+def prompts_of(part: Part, count: int) -> list[str]:
+    """The held-out prompts of a part. Those of the quickstart are the other benchmarks' too."""
+    first = PARTS.index(part) * count
+    return task.held_out_prompts(first + count)[first:]
 
 
 def solvable(prompts: Sequence[str]) -> dict[str, list[float]]:
-    """The share of prompts that some choice of the later operators solves, for each choice of the first two and one."""
+    """The share of prompts that can be solved with the first two operators fixed (9 shares), and the first one (3)."""
     digits = torch.tensor([[int(digit) for digit in prompt[: task.N_DIGITS]] for prompt in prompts])
     targets = torch.tensor([int(prompt[-2]) for prompt in prompts])
     chains = torch.cartesian_prod(*[torch.arange(len(task.OPERATORS))] * task.N_OPERATORS)
@@ -185,27 +189,26 @@ def tuned_settings(scores: Mapping[tuple[str, int], Mapping[float, float]]) -> d
     return {case: setting for case in CASES for setting in [(chosen | nulls).get(case)] if setting is not None}
 
 
-def extra(title: str, runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
-    """Runs that are not of a cell, with what their table needs: the metrics before the training too."""
+def follow_up(title: str, runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any] | None:
+    """Runs outside of the cells, with the metrics of their warm starts; None while a run is missing."""
     results = execute_all(runs, args)
     print(f"{title}: {len(results)} of {len(runs)} runs", flush=True)
-    before = []
-    if len(results) == len(runs):  # else the warm starts may not be there, and take a while to make
-        prompts = prompts_of(args.seeds[0], args.eval_prompts)
-        warm_starts = dict.fromkeys(run.warm_start for run in runs)
-        before = [embedded.evaluate_warm_start(args, warm_start, prompts) for warm_start in warm_starts]
+    if not runs or len(results) < len(runs):
+        return None
+    prompts = prompts_of("comparison", args.eval_prompts)
+    warm_starts = dict.fromkeys(run.warm_start for run in runs)
     return {
         "title": title,
         "methods": list(dict.fromkeys(run.case for run in runs)),
         "seeds": list(dict.fromkeys(run.seed for run in runs)),
-        "before": before,
+        "before": [embedded.evaluate_warm_start(args, warm_start, prompts) for warm_start in warm_starts],
         "results": results,
     }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run what is missing, print a line each, and return what the report is made from."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES), help="GRPO is always one")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
@@ -248,21 +251,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             of_cell = execute_all(runs, args)
             print(f"{recipe} {rate:g}: {len(of_cell)} of {len(runs)} runs", flush=True)
             results += of_cell
-    extended = {case: setting for case, setting in chosen.items() if case in EXTENDED}
+    followed = {case: setting for case, setting in chosen.items() if case in FOLLOWED_UP}
     starts = {start: FIRST_WARM_START_SEED + start for start in args.warm_starts}
-    extras = [
-        extra(
+    follow_ups = [
+        follow_up(
             f"Other warm starts ({', '.join(map(str, starts))}, each with one seed), long recipe",
-            [Run(case, extended[case], "long", HOT, starts[start], start) for start in starts for case in extended],
+            [Run(case, followed[case], "long", HOT, starts[start], start) for start in starts for case in followed],
             args,
         ),
-        extra(
-            f"{ROLLOUTS['longest']:,} rollouts",
-            [Run(case, extended[case], "longest", HOT, seed) for seed in args.longest_seeds for case in extended],
+        follow_up(
+            f"{args.rollouts or ROLLOUTS['longest']:,} rollouts",
+            [Run(case, followed[case], "longest", HOT, seed) for seed in args.longest_seeds for case in followed],
             args,
         ),
     ]
-    prompts = prompts_of(args.seeds[0], args.eval_prompts)
+    prompts = prompts_of("comparison", args.eval_prompts)
     report = {
         "versions": VERSIONS,
         "hot_rate": HOT,
@@ -272,11 +275,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "eval_prompts": args.eval_prompts,
         "chosen": chosen,
         "warm_start": embedded.evaluate_warm_start(args, 0, prompts),
-        "solvable": solvable(prompts),
+        "solvable": {part: solvable(prompts_of(part, args.eval_prompts)) for part in PARTS},
         "rates": rates,
         "tuning": tuning,
         "results": results,
-        "extras": [part for part in extras if part["before"]],
+        "follow_ups": [part for part in follow_ups if part is not None],
     }
     if args.report is not None:
         control_report.write(report, args.report)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PrinterCallback, Qwen2ForCausalLM
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
 from entropy_trl.quickstart import run, task
-from entropy_trl.quickstart.evaluate import evaluate_policy
+from entropy_trl.quickstart.evaluate import evaluate_policy, sample
 from entropy_trl.quickstart.recipe import RECIPES, UPDATES_PER_ROLLOUT, training_arguments
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
 
@@ -85,4 +86,43 @@ def evaluate_warm_start(args: argparse.Namespace, seed: int, prompts: Sequence[s
 
 def _evaluate(model: Qwen2ForCausalLM, prompts: Sequence[str]) -> dict[str, float]:
     metrics = evaluate_policy(model, prompts, run.SAMPLES, run.EVALUATION_SEED)
-    return {name: metrics[name] for name in METRICS}
+    return {name: metrics[name] for name in METRICS} | foresight(model, prompts)
+
+
+def foresight(model: Qwen2ForCausalLM, prompts: Sequence[str]) -> dict[str, float]:
+    """Whether a policy chooses the operators before the last one for the target.
+
+    Returns:
+        `completable`, the share of its answers whose operators before the last one can be completed to the target, and
+        `completable_blind`, the same where it wrote them for the same digits and another target. They are equal in
+        expectation for a policy whose first operators do not depend on the target.
+    """
+    generator = torch.Generator().manual_seed(run.EVALUATION_SEED)
+    shifts = torch.randint(1, 10, (len(prompts),), generator=generator).tolist()
+    others = [
+        task.format_prompt([int(digit) for digit in prompt[: task.N_DIGITS]], (int(prompt[-2]) + shift) % 10)
+        for prompt, shift in zip(prompts, shifts, strict=True)
+    ]
+    return {
+        name: completable(prompts, sample(model, asked, run.SAMPLES, generator).tokens)
+        for name, asked in (("completable", prompts), ("completable_blind", others))
+    }
+
+
+def completable(prompts: Sequence[str], tokens: Tensor) -> float:
+    """The share of answers that some last operator makes right: `tokens` (P, S, 7) for P prompts.
+
+    Only the operators of the answers count, not the values that they write.
+    """
+    samples = tokens.shape[1]
+    digits = torch.tensor([[int(digit) for digit in prompt[: task.N_DIGITS]] for prompt in prompts])
+    targets = torch.tensor([int(prompt[-2]) for prompt in prompts]).repeat_interleave(samples)
+    digits = digits.repeat_interleave(samples, dim=0)
+    operators = tokens.flatten(0, 1)[:, 0 : task.COMPLETION_LENGTH - 1 : 2] - task.TOKEN_ID[task.OPERATORS[0]]
+    are_operators = ((operators >= 0) & (operators < len(task.OPERATORS)))[:, :-1].all(dim=1)
+    operators = operators.clamp(0, len(task.OPERATORS) - 1)
+    solved = torch.zeros(len(digits), dtype=torch.bool)
+    for last in range(len(task.OPERATORS)):
+        operators[:, -1] = last
+        solved |= task.running_values(digits, operators)[:, -1] == targets
+    return (solved & are_operators).double().mean().item()

@@ -9,11 +9,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from test_benchmarks import BENCHMARKS
 
 from entropy_trl import CovGRPOConfig
-from entropy_trl.quickstart import held_out_prompts
+from entropy_trl.quickstart import held_out_prompts, task
 from entropy_trl.quickstart.recipe import RECIPES, training_arguments
 
 
@@ -41,17 +42,19 @@ def test_methods_have_the_same_budget_and_valid_settings(load, tmp_path):
 def test_the_differences_are_those_of_a_paired_t_test(load):
     generator = np.random.default_rng(0)
     values, baseline = generator.normal(size=(2, 5)).tolist()
-    found, test = load("control_report").difference(values, baseline), stats.ttest_rel(values, baseline)
+    found, test = load("control_report").mean_difference(values, baseline), stats.ttest_rel(values, baseline)
     interval = test.confidence_interval(0.95)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((interval.low, interval.high))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(
+        (interval.low, interval.high)
+    )
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.5, 0.75, 1.0]])
 def test_equal_differences_have_no_interval(load, values):
     """Not one of no width: accuracies are multiples of 1/1024, so that equal differences are chance."""
     baseline = [value - 0.25 for value in values]
-    found = load("control_report").difference(values, baseline)
-    assert found.mean == 0.25 and math.isnan(found.half)
+    found = load("control_report").mean_difference(values, baseline)
+    assert found.mean == 0.25 and math.isnan(found.half_width)
     methods = {"kl_cov": [{"greedy": v} for v in values], "grpo": [{"greedy": v} for v in baseline]}
     assert load("control_report")._differences([("kl_cov", "grpo")], methods, "greedy") == ["+0.250"]
 
@@ -166,11 +169,9 @@ def test_tuning_takes_the_best_mean_over_both_rates(load):
 
 def test_tuning_and_comparison_have_prompts_and_seeds_of_their_own(load):
     controls = load("controls")
-    tuning, other, comparison = (
-        set(controls.prompts_of(seed, 100)) for seed in (*controls.TUNING_SEEDS, controls.SEEDS[0])
-    )
-    assert len(tuning) == len(comparison) == 100 and tuning == other
-    assert not tuning & comparison and not (tuning | comparison) & set(held_out_prompts(100))
+    quickstart, tuning, comparison = (set(controls.prompts_of(part, 100)) for part in controls.PARTS)
+    assert len(quickstart) == len(tuning) == len(comparison) == 100
+    assert len(quickstart | tuning | comparison) == 300 and quickstart == set(held_out_prompts(100))
     assert not set(controls.SEEDS) & {*controls.TUNING_SEEDS, 0, 1, 2}
 
 
@@ -185,6 +186,56 @@ def test_what_a_policy_can_solve_that_looks_ahead_for_the_last_operators_only(lo
             assert fixed[row, column] == any(eval(f"({value}{third}7) % 10") == 7 for third in "+-*")
     assert found["one operator fixed"] == fixed.max(axis=1).tolist()
     assert load("controls").solvable(["2357>7:", "0000>1:"])["two operators fixed"][1] == 0.5  # nothing makes 1 of 0
+
+
+def answer(text):
+    """Token ids of an answer, padded to the length of a whole one."""
+    ids = [task.TOKEN_ID[character] for character in text]
+    return ids + [task.PAD_ID] * (task.COMPLETION_LENGTH - len(ids))
+
+
+@pytest.mark.parametrize(
+    ("answers", "share"),
+    [
+        (["+5-0+7"], 1.0),  # 2+3-5 = 0, and 0+7 = 7
+        (["+0-0*0"], 1.0),  # its values are wrong and its third operator is, which are not looked at
+        (["*6*0+7"], 1.0),  # 2*3*5 = 0
+        (["+5+0-3"], 1.0),  # 2+3+5 = 0
+        (["+5*5+2"], 0.0),  # (2+3)*5 = 5, and then 2, 8 or 5
+        (["+5"], 0.0),  # there is no second operator
+        (["+5-0+7", "+5"], 0.5),
+    ],
+)
+def test_which_answers_can_be_completed(load, answers, share):
+    tokens = torch.tensor([[answer(text) for text in answers]])
+    before = tokens.clone()
+    assert load("embedded").completable(["2357>7:"], tokens) == share
+    assert torch.equal(tokens, before)
+    other = load("embedded").completable(["2357>7:", "2357>7:"], torch.cat([tokens, tokens]))
+    assert other == share
+
+
+def test_foresight_asks_for_another_target(load, monkeypatch):
+    """A policy that writes a good pair for its target has foresight, one that writes the same always has none."""
+    embedded = load("embedded")
+    pair_of = {"2357>7:": "+5-0", "2357>2:": "+5*5"}  # neither is good for the other one
+    blind = {"2357>7:": "+5-0", "2357>2:": "+5-0"}
+    prompts = list(pair_of)
+    for table, expected in ((pair_of, (1.0, 0.0)), (blind, (0.5, 0.5))):
+        asked = []
+
+        def sample(model, prompts, samples, generator, table=table, asked=asked):
+            asked.append(prompts)
+            tokens = torch.tensor([[answer(table.get(prompt, "+5"))] * samples for prompt in prompts])
+            return Namespace(tokens=tokens)
+
+        # each target is turned into the other one
+        monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([5, 5]))
+        monkeypatch.setattr(embedded, "sample", sample)
+        found = embedded.foresight(None, prompts)
+        monkeypatch.undo()
+        assert asked == [prompts, prompts[::-1]]
+        assert (found["completable"], found["completable_blind"]) == expected
 
 
 def test_curves_are_shortened_to_means(load):
@@ -242,9 +293,9 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
         assert result["rollouts"] == 2 and len(result["curve"]) == 2
         assert result["mean_entropy"] == pytest.approx(np.mean(result["curve"]), abs=1e-4)
         assert 0 <= result["avg@16"] <= result["pass@4"] <= result["pass@16"] <= 1 and result["cpu_seconds"] > 0
-    [extra] = report["extras"]  # no seed was given for the other one
-    assert {(r["case"], r["warm_start"]) for r in extra["results"]} == set(product(("grpo", "kl_cov"), (3,)))
-    assert extra["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
+    [follow_up] = report["follow_ups"]  # no seed was given for the other one
+    assert {(r["case"], r["warm_start"]) for r in follow_up["results"]} == set(product(("grpo", "kl_cov"), (3,)))
+    assert follow_up["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
 
     files = sorted((folder / "runs").iterdir())
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -265,7 +316,7 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     written = json.loads((folder / "report" / "results.json").read_text())
     assert written["chosen"] == report["chosen"] and len(written["results"]) == len(report["results"])
     assert written["results"][0]["avg@16"] == pytest.approx(report["results"][0]["avg@16"], abs=1e-5)
-    assert len(written["extras"]) == 2
+    assert len(written["follow_ups"]) == 2
     tables = (folder / "report" / "tables.md").read_text()
     titles = [line.removeprefix("## ") for line in tables.splitlines() if line.startswith("## ")]
     starts = ("Over all cells", "Short recipe", "Other warm starts", "Tuning")
@@ -296,7 +347,7 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
 
     def train(method, seed, args, held_out, warm_start, learning_rate, token_records, **overrides):
         made.append((args.rollouts, learning_rate, seed, warm_start, tuple(held_out)))
-        metrics = dict.fromkeys((*embedded.METRICS, "cpu_seconds"), 1.0)
+        metrics = dict.fromkeys((*embedded.METRICS, "completable", "completable_blind", "cpu_seconds"), 1.0)
         return metrics | {"avg@16": 1.0 if learning_rate == 2e-4 else 0.5}, [{"entropy": 1.0}]
 
     monkeypatch.setattr(embedded, "train", train)
@@ -304,7 +355,7 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     argv = ["--methods", "kl_cov", "--seeds", "7", "8", "--warm_starts", "3", "4", "--longest_seeds", "9"]
     argv += ["--eval_prompts", "8"]
     report = controls.main([*argv, "--folder", str(tmp_path)])
-    tuning, comparison = (tuple(controls.prompts_of(seed, 8)) for seed in (controls.TUNING_SEEDS[0], 7))
+    tuning, comparison = (tuple(controls.prompts_of(part, 8)) for part in ("tuning", "comparison"))
     assert report["tuned_rate"] == 2e-4
     hot, tuned = controls.HOT, 2e-4
     first, second = controls.TUNING_SEEDS
@@ -315,7 +366,7 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     assert set(made) == expected
     # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell, two in the extras
     assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 2 * (2 + 1)
-    assert [extra["seeds"] for extra in report["extras"]] == [[23, 24], [9]]
+    assert [part["seeds"] for part in report["follow_ups"]] == [[23, 24], [9]]
     assert list(load("control_report").by_cell(report)) == [
         ("short", hot),
         ("short", tuned),
