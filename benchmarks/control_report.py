@@ -209,7 +209,7 @@ def _head(report: Mapping[str, Any]) -> str:
         f"{_digits(OPEN_ENTROPY)} (more where two third operators are right); GRPO is said to collapse below half of "
         "that. What a policy solves that chooses the last operators right, and the others whatever the target is:",
         "",
-        _row(["prompts", "the same two first, by the two", "two drawn evenly", "the first drawn evenly"]),
+        _row(["prompts", "the same two first, by the two", "two drawn evenly", "only the first drawn evenly"]),
         _row(["---"] * 4),
     ]
     for part, shares in report["solvable"].items():
