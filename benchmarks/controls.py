@@ -127,11 +127,7 @@ def prompts_of(part: Part, count: int) -> list[str]:
 
 def solvable(prompts: Sequence[str]) -> dict[str, list[float]]:
     """The share of prompts that can be solved with the first two operators fixed (9 shares), and the first one (3)."""
-    digits = torch.tensor([[int(digit) for digit in prompt[: task.N_DIGITS]] for prompt in prompts])
-    targets = torch.tensor([int(prompt[-2]) for prompt in prompts])
-    chains = torch.cartesian_prod(*[torch.arange(len(task.OPERATORS))] * task.N_OPERATORS)
-    values = task.running_values(digits.repeat_interleave(len(chains), 0), chains.repeat(len(prompts), 1))[:, -1]
-    right = values.view(len(prompts), *[len(task.OPERATORS)] * task.N_OPERATORS) == targets.view(-1, 1, 1, 1)
+    right = embedded.right_chains(prompts)
     shares = {"two operators fixed": right.any(3), "one operator fixed": right.any(3).any(2)}
     return {name: share.double().mean(0).flatten().tolist() for name, share in shares.items()}
 

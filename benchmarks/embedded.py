@@ -114,15 +114,17 @@ def completable(prompts: Sequence[str], tokens: Tensor) -> float:
 
     Only the operators of the answers count, not the values that they write.
     """
-    samples = tokens.shape[1]
+    operators = tokens[:, :, 0 : task.COMPLETION_LENGTH - 1 : 2][:, :, :-1] - task.TOKEN_ID[task.OPERATORS[0]]
+    are_operators = ((operators >= 0) & (operators < len(task.OPERATORS))).all(dim=2)
+    first, second = operators.clamp(0, len(task.OPERATORS) - 1).unbind(dim=2)
+    rows = torch.arange(len(prompts)).unsqueeze(1)
+    return (right_chains(prompts).any(3)[rows, first, second] & are_operators).double().mean().item()
+
+
+def right_chains(prompts: Sequence[str]) -> Tensor:
+    """(P, 3, 3, 3) booleans: which of the 27 chains of operators reach the target of each of P prompts."""
     digits = torch.tensor([[int(digit) for digit in prompt[: task.N_DIGITS]] for prompt in prompts])
-    targets = torch.tensor([int(prompt[-2]) for prompt in prompts]).repeat_interleave(samples)
-    digits = digits.repeat_interleave(samples, dim=0)
-    operators = tokens.flatten(0, 1)[:, 0 : task.COMPLETION_LENGTH - 1 : 2] - task.TOKEN_ID[task.OPERATORS[0]]
-    are_operators = ((operators >= 0) & (operators < len(task.OPERATORS)))[:, :-1].all(dim=1)
-    operators = operators.clamp(0, len(task.OPERATORS) - 1)
-    solved = torch.zeros(len(digits), dtype=torch.bool)
-    for last in range(len(task.OPERATORS)):
-        operators[:, -1] = last
-        solved |= task.running_values(digits, operators)[:, -1] == targets
-    return (solved & are_operators).double().mean().item()
+    targets = torch.tensor([int(prompt[-2]) for prompt in prompts])
+    chains = torch.cartesian_prod(*[torch.arange(len(task.OPERATORS))] * task.N_OPERATORS)
+    values = task.running_values(digits.repeat_interleave(len(chains), 0), chains.repeat(len(prompts), 1))[:, -1]
+    return values.view(len(prompts), *[len(task.OPERATORS)] * task.N_OPERATORS) == targets.view(-1, 1, 1, 1)
