@@ -225,12 +225,24 @@ CASES |= {
     ),
 }
 
-#: Methods that are trained from other warm starts and for longer too.
+#: The methods of the comparison.
+COMPARED = tuple(CASES)
+
+#: What the comparison left open: Clip-Cov with the fraction that was tuned for QAE + Clip-Cov.
+AFTERWARDS = {
+    "clip_cov_04": Case(
+        "Clip-Cov, fraction .04", "covariance", (_clip_cov(0.04),), compared_with=("clip_cov", "qae_clip_cov")
+    )
+}
+CASES |= AFTERWARDS
+
+#: Methods that are trained from other warm starts too.
 FOLLOWED_UP = (
     "grpo",
     "kl_reference",
     "adaptive_entropy",
     "clip_cov",
+    "clip_cov_04",
     "kl_cov",
     "clip_random",
     "flexible_target",

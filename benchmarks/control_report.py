@@ -1,5 +1,11 @@
-"""Tables, figures and data of `controls.py`, from the results of its runs."""
+"""Data, tables and figures of `controls.py`, from the results of its runs.
 
+Tables and figures are made from the data alone, so that they can be made again anywhere:
+
+    python benchmarks/control_report.py docs/controls
+"""
+
+import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -187,23 +193,31 @@ def tables(report: Mapping[str, Any]) -> str:
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}."]
         parts += ["", _means_table(methods, [report["warm_start"]]), "", _from_grpo(methods)]
         parts += ["", _from_parts(methods), "", _correlations(methods)]
-    for part in report["follow_ups"]:
-        of_part = by_method(part["results"], part["methods"], part["seeds"])
-        assert of_part is not None  # only complete ones are in a report
-        about = f"Hot learning rate, the same settings. Seeds {_listed(part['seeds'])}. {_fate(of_part)}."
-        parts += ["", f"## {part['title']}", "", about, "", _means_table(of_part, part["before"])]
-        parts += ["", _from_grpo(of_part), "", _from_parts(of_part), "", _foresight(part["before"], of_part)]
+    starts = report.get("other_warm_starts", {})
+    methods = by_method(starts["results"], starts["methods"], starts["seeds"]) if starts else None
+    if methods is not None:
+        about = (
+            f"Long recipe, hot learning rate, the settings tuned for warm start 0; warm starts "
+            f"{_listed(starts['warm_starts'])}, each with one seed ({_listed(starts['seeds'])}), in this order. "
+            f"{_fate(methods)}. {_versions(starts)}."
+        )
+        parts += ["", "## Other warm starts", "", about, "", _means_table(methods, starts["before"])]
+        parts += ["", _by_start(starts["before"], methods), "", _from_grpo(methods), "", _from_parts(methods)]
+        parts += ["", _foresight(starts["before"], methods)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
 
+def _versions(part: Mapping[str, Any]) -> str:
+    return _listed(f"{name} {version}" for name, version in part["versions"].items())
+
+
 def _head(report: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         "Written by `benchmarks/controls.py`; [controls.md](../controls.md) says what was done and what it shows. "
         f"Entropies in nats a token, accuracies from 0 to 1, on {report['eval_prompts']:,} held-out prompts with 16 "
         'samples each: final entropy is that of the policy\'s own samples there, "over the run" the mean of what the '
-        f"trainer logs. {versions}.",
+        f"trainer logs. {_versions(report)}.",
         "",
         f"A policy that draws the first two operators evenly and is sure of the rest has an entropy of "
         f"{_digits(OPEN_ENTROPY)} (more where two third operators are right); GRPO is said to collapse below half of "
@@ -242,6 +256,15 @@ def _foresight(before: Sequence[Result], methods: Methods) -> str:
         gains = _paired(own, other)
         by_seed = " ".join(map(_digits, gains))
         lines.append(_row([label, _digits(fmean(own)), _digits(fmean(other)), f"{_digits(fmean(gains))} [{by_seed}]"]))
+    return "\n".join(lines)
+
+
+def _by_start(before: Sequence[Result], methods: Methods) -> str:
+    """Accuracies from each warm start."""
+    columns = ("greedy", "avg@16", "pass@16")
+    lines = ["By warm start:", "", _row(["method", *columns]), _row(["---"] * (1 + len(columns)))]
+    for label, of in [("warm start", before), *((CASES[method].label, of) for method, of in methods.items())]:
+        lines.append(_row([label, *(" ".join(_digits(result[name]) for result in of) for name in columns)]))
     return "\n".join(lines)
 
 
@@ -368,7 +391,7 @@ def _tuning_table(report: Mapping[str, Any]) -> str:
         _row(["---"] * 5),
     ]
     for method, chosen in report["chosen"].items():
-        settings = CASES[method].settings
+        settings = report["settings"][method]
         cells = [CASES[method].label]
         for index, setting in enumerate(settings):
             by_rate = scores.get((method, index))
@@ -382,23 +405,19 @@ def _tuning_table(report: Mapping[str, Any]) -> str:
 
 
 def data(report: Mapping[str, Any]) -> str:
-    """The results of complete cells as JSON, a line a run; the arguments of a method's settings once."""
-    left_out = ("arguments", "versions", "rollouts", "eval_prompts", "warm_start_key")
+    """The report as JSON, a line a run, without what the runs of a part share and without the curves of the tuning."""
+    shared = {"arguments", "versions", "rollouts", "eval_prompts"}
+    left_out = {"results": shared, "rates": shared | {"curve"}, "tuning": shared | {"curve"}}
 
-    def rows(results: Iterable[Result], *more: str) -> str:
-        kept = ({k: v for k, v in result.items() if k not in (*left_out, *more)} for result in results)
+    def encoded(key: str, value: Any) -> str:
+        if key == "other_warm_starts":
+            return data(value).rstrip()
+        if key not in left_out:
+            return json.dumps(value)
+        kept = ({k: v for k, v in result.items() if k not in left_out[key]} for result in value)
         return "[\n" + ",\n".join(json.dumps(_rounded(result)) for result in kept) + "\n]"
 
-    fixed = {key: value for key, value in report.items() if key not in ("rates", "tuning", "results", "follow_ups")}
-    fixed["settings"] = {case: CASES[case].settings for case in report["chosen"]}
-    parts = [f'"{key}": {json.dumps(value)}' for key, value in fixed.items()]
-    parts += [f'"{key}": {rows(report[key], "curve")}' for key in ("rates", "tuning")]
-    shown = [result for methods in by_cell(report).values() for of in methods.values() for result in of]
-    parts += [
-        f'"results": {rows(shown)}',
-        f'"follow_ups": {rows(result for part in report["follow_ups"] for result in part["results"])}',
-    ]
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    return "{\n" + ",\n".join(f'"{key}": {encoded(key, value)}' for key, value in report.items()) + "\n}\n"
 
 
 def _rounded(result: Result) -> dict[str, Any]:
@@ -459,9 +478,27 @@ def _draw_curves(figure: Any, cells: Mapping[Cell, Any], hot: float) -> None:
     figure.suptitle("entropy, nats a token, mean over seeds", fontsize=9)
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """The data in the folder; empty where there is none."""
+    path = folder / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `tables.md`, `results.json`, `methods.png` and `curves.png` into the folder."""
+    """Write `results.json`, and from it `tables.md`, `methods.png` and `curves.png`, into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.md").write_text(tables(report))
     (folder / "results.json").write_text(data(report))
+    render(folder)
+
+
+def render(folder: Path) -> None:
+    """Make tables and figures from the data in the folder."""
+    report = read(folder)
+    (folder / "tables.md").write_text(tables(report))
     draw(report, folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with results.json")
+    render(parser.parse_args().folder)

@@ -6,25 +6,30 @@
    the tuned rate. The best score, the mean of avg@16 and pass@16, over both rates wins.
 3. Every method is trained with its setting for the rollouts of the short and of the long recipe, at both rates, with
    each seed.
-4. The methods of `FOLLOWED_UP` are trained with the same settings at the hot rate from other warm starts, once from
-   each (long recipe), and for 2,000 rollouts. `--warm_starts` and `--longest_seeds` without a value leave these out.
+4. The methods of `FOLLOWED_UP` are trained with the same settings from other warm starts, once from each (long recipe,
+   hot rate).
 
-The tuning and the comparison have seeds and held-out prompts of their own, which no other benchmark here has. On two
-cores all of it takes about five hours. It needs the `analysis` extra.
+1 to 3 are the part `comparison`, 4 is the part `other_warm_starts`. The tuning and the comparison have seeds and
+held-out prompts of their own, which no other benchmark here has. On two cores all of it takes about four hours on one
+machine and seven on another. It needs the `analysis` extra.
 
 A finished run is a file in `--folder` and is not repeated, so that the same command goes on where it was interrupted.
-`--report` writes tables, figures and data from what is there, at the end or with `--processes 0` at any time.
+It counts only for the weights that it started from: another kind of CPU makes another warm start of the same seed.
+`--report` writes data, tables and figures from what is there, at the end or with `--processes 0` at any time. A part
+that is left out of `--parts` stays as the report has it, also where that was made on another machine.
 
     OMP_NUM_THREADS=1 python benchmarks/controls.py --processes 2 --report docs/controls
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -35,11 +40,11 @@ import embedded
 import torch
 import transformers
 import trl
-from control_cases import CASES, FOLLOWED_UP
+from control_cases import AFTERWARDS, CASES, COMPARED, FOLLOWED_UP
 
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.recipe import RECIPES
-from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, warm_start_key
+from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
 
 
 HOT = RECIPES["short"].learning_rate
@@ -49,13 +54,17 @@ TUNING_SEEDS = (100, 101)
 SEEDS = (10, 11, 12)
 WARM_STARTS = (1, 2, 3, 4, 5)
 FIRST_WARM_START_SEED = 20  # a training seed of its own for each warm start
-ROLLOUTS = {name: recipe.rollouts for name, recipe in RECIPES.items()} | {"longest": 2000}
 CURVE_POINTS = 40
-VERSIONS = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
+VERSIONS = {
+    "torch": torch.__version__,
+    "trl": trl.__version__,
+    "transformers": transformers.__version__,
+    "cpu": torch.backends.cpu.get_cpu_capability(),
+}
+PARTS = ("comparison", "other_warm_starts")
 
 Result = dict[str, Any]
-Part = Literal["quickstart", "tuning", "comparison"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Prompts = Literal["quickstart", "tuning", "comparison"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,22 @@ def key_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """What a stored result must have been made with, beside its name."""
     return {
         "arguments": CASES[run.case].settings[run.setting],
-        "rollouts": args.rollouts or ROLLOUTS[run.recipe],
+        "rollouts": args.rollouts or RECIPES[run.recipe].rollouts,
         "eval_prompts": args.eval_prompts,
-        "warm_start_key": warm_start_key(embedded.warm_start_config(args, run.warm_start)),
+        "start": start_of(embedded.warm_start_config(args, run.warm_start), args.warm_start_dir),
         "versions": VERSIONS,
     }
+
+
+@cache
+def start_of(config: WarmStartConfig, folder: Path) -> str:
+    """Ten hexadecimal digits over the weights of a warm start, which is made if it is not there."""
+    torch.set_num_threads(1)
+    model, _, _ = load_or_warm_up(config, folder)
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(name.encode() + weights.numpy().tobytes())
+    return digest.hexdigest()[:10]
 
 
 def stored(run: Run, args: argparse.Namespace) -> Result | None:
@@ -119,9 +139,9 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
     return result
 
 
-def prompts_of(part: Part, count: int) -> list[str]:
-    """The held-out prompts of a part. Those of the quickstart are the other benchmarks' too."""
-    first = PARTS.index(part) * count
+def prompts_of(use: Prompts, count: int) -> list[str]:
+    """The held-out prompts for a use. Those of the quickstart are the other benchmarks' too."""
+    first = get_args(Prompts).index(use) * count
     return task.held_out_prompts(first + count)[first:]
 
 
@@ -185,45 +205,8 @@ def tuned_settings(scores: Mapping[tuple[str, int], Mapping[float, float]]) -> d
     return {case: setting for case in CASES for setting in [(chosen | nulls).get(case)] if setting is not None}
 
 
-def follow_up(title: str, runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any] | None:
-    """Runs outside of the cells, with the metrics of their warm starts; None while a run is missing."""
-    results = execute_all(runs, args)
-    print(f"{title}: {len(results)} of {len(runs)} runs", flush=True)
-    if not runs or len(results) < len(runs):
-        return None
-    prompts = prompts_of("comparison", args.eval_prompts)
-    warm_starts = dict.fromkeys(run.warm_start for run in runs)
-    return {
-        "title": title,
-        "methods": list(dict.fromkeys(run.case for run in runs)),
-        "seeds": list(dict.fromkeys(run.seed for run in runs)),
-        "before": [embedded.evaluate_warm_start(args, warm_start, prompts) for warm_start in warm_starts],
-        "results": results,
-    }
-
-
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run what is missing, print a line each, and return what the report is made from."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES), help="GRPO is always one")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--warm_starts", nargs="*", type=int, default=list(WARM_STARTS), help="beside the first, 0")
-    parser.add_argument("--longest_seeds", nargs="*", type=int, default=list(SEEDS), help="of the longest training")
-    parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
-    parser.add_argument("--eval_prompts", type=int, default=1024)
-    parser.add_argument("--folder", type=Path, default=Path("runs/controls"), help="where finished runs are kept")
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time; 0 only reads what is there")
-    parser.add_argument("--report", type=Path, help="folder to write tables, figures and data into")
-    parser.add_argument("--warm_start_dir", type=Path, default=DEFAULT_OUTPUT_DIR)
-    parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
-    args = parser.parse_args(argv)
-    for name in ("seeds", "longest_seeds", "warm_starts"):
-        values, used = getattr(args, name), (0,) if name == "warm_starts" else TUNING_SEEDS
-        if len({*values, *used}) < len(values) + len(used):
-            parser.error(f"--{name} {values}: give each once, and none of {used}, used elsewhere here")
-    args.folder.mkdir(parents=True, exist_ok=True)
-
+def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The tuning and the cells: what is missing is run, without processes it is left out."""
     rates = execute_all((Run("grpo", 0, "short", rate, TUNING_SEEDS[0]) for rate in RATES), args)
     if len(rates) < len(RATES):
         parser.error(f"{args.folder} has no tuning of the learning rate; give --processes 1 or more")
@@ -236,7 +219,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         settings = range(len(CASES[case].settings))
         runs = [Run(case, setting, "short", rate, seed) for setting in settings for rate, seed in sorted(where)]
         of_case = execute_all(runs, args)
-        if len(of_case) == len(runs):  # with `--processes 0` some may be missing
+        if len(of_case) == len(runs):
             tuning += of_case
     chosen = tuned_settings(control_report.tuning_scores(tuning))
     print(f"settings: {chosen}", flush=True)
@@ -247,22 +230,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             of_cell = execute_all(runs, args)
             print(f"{recipe} {rate:g}: {len(of_cell)} of {len(runs)} runs", flush=True)
             results += of_cell
-    followed = {case: setting for case, setting in chosen.items() if case in FOLLOWED_UP}
-    starts = {start: FIRST_WARM_START_SEED + start for start in args.warm_starts}
-    follow_ups = [
-        follow_up(
-            f"Other warm starts ({', '.join(map(str, starts))}, each with one seed), long recipe",
-            [Run(case, followed[case], "long", HOT, starts[start], start) for start in starts for case in followed],
-            args,
-        ),
-        follow_up(
-            f"{args.rollouts or ROLLOUTS['longest']:,} rollouts",
-            [Run(case, followed[case], "longest", HOT, seed) for seed in args.longest_seeds for case in followed],
-            args,
-        ),
-    ]
-    prompts = prompts_of("comparison", args.eval_prompts)
-    report = {
+    return {
         "versions": VERSIONS,
         "hot_rate": HOT,
         "tuned_rate": tuned,
@@ -270,13 +238,65 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seeds": args.seeds,
         "eval_prompts": args.eval_prompts,
         "chosen": chosen,
-        "warm_start": embedded.evaluate_warm_start(args, 0, prompts),
-        "solvable": {part: solvable(prompts_of(part, args.eval_prompts)) for part in PARTS},
+        "settings": {case: CASES[case].settings for case in chosen},
+        "warm_start": embedded.evaluate_warm_start(args, 0, prompts_of("comparison", args.eval_prompts)),
+        "solvable": {use: solvable(prompts_of(use, args.eval_prompts)) for use in get_args(Prompts)},
         "rates": rates,
         "tuning": tuning,
         "results": results,
-        "follow_ups": [part for part in follow_ups if part is not None],
     }
+
+
+def follow_up(comparison: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The long recipe at the hot rate from other warm starts, with the settings of a comparison."""
+    chosen = comparison["chosen"] | dict.fromkeys(AFTERWARDS, 0)
+    settings = {case: chosen[case] for case in FOLLOWED_UP if case in chosen}
+    runs = [
+        Run(case, setting, "long", HOT, FIRST_WARM_START_SEED + start, start)
+        for start in args.warm_starts
+        for case, setting in settings.items()
+    ]
+    results = execute_all(runs, args)
+    print(f"other warm starts: {len(results)} of {len(runs)} runs", flush=True)
+    prompts = prompts_of("comparison", args.eval_prompts)
+    return {
+        "versions": VERSIONS,
+        "warm_starts": args.warm_starts,
+        "methods": list(settings),
+        "seeds": [FIRST_WARM_START_SEED + start for start in args.warm_starts],
+        "before": [embedded.evaluate_warm_start(args, start, prompts) for start in args.warm_starts],
+        "results": results,
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run what is missing, print a line each, and return what the report is made from."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run")
+    parser.add_argument("--methods", nargs="+", choices=COMPARED, default=list(COMPARED), help="GRPO is always one")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--warm_starts", nargs="+", type=int, default=list(WARM_STARTS), help="beside the first, 0")
+    parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
+    parser.add_argument("--eval_prompts", type=int, default=1024)
+    parser.add_argument("--folder", type=Path, default=Path("runs/controls"), help="where finished runs are kept")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time; 0 only reads what is there")
+    parser.add_argument("--report", type=Path, help="folder to write data, tables and figures into")
+    parser.add_argument("--warm_start_dir", type=Path, default=DEFAULT_OUTPUT_DIR)
+    parser.add_argument("--warm_start_steps", type=int, default=WarmStartConfig.steps)
+    args = parser.parse_args(argv)
+    for name, used in (("seeds", TUNING_SEEDS), ("warm_starts", (0,))):
+        values = getattr(args, name)
+        if len({*values, *used}) < len(values) + len(used):
+            parser.error(f"--{name} {values}: give each once, and none of {used}, used elsewhere here")
+    report = control_report.read(args.report) if args.report is not None else {}
+    if "comparison" not in args.parts and "chosen" not in report:
+        parser.error(f"--parts {' '.join(args.parts)} takes the settings from --report, and {args.report} has none")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if "comparison" in args.parts:
+        report |= compare(args, parser)
+    if "other_warm_starts" in args.parts:
+        report["other_warm_starts"] = follow_up(report, args)
     if args.report is not None:
         control_report.write(report, args.report)
     return report

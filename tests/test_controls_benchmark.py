@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from test_benchmarks import BENCHMARKS
 
@@ -27,9 +28,12 @@ def load(monkeypatch):
 
 def test_methods_have_the_same_budget_and_valid_settings(load, tmp_path):
     cases = load("control_cases").CASES
-    assert {case.group for case in cases.values()} == set(load("control_cases").GROUPS)
+    compared = load("control_cases").COMPARED
+    assert set(compared) | set(load("control_cases").AFTERWARDS) == set(cases)
+    assert {cases[name].group for name in compared} == set(load("control_cases").GROUPS)
     assert len({case.label for case in cases.values()}) == len(cases)
-    for name, case in cases.items():
+    for name in compared:
+        case = cases[name]
         assert len(case.settings) == 4
         assert len({json.dumps(setting, sort_keys=True) for setting in case.settings}) == 4, name
         if case.null_of is not None:  # the same but for the draw
@@ -169,7 +173,9 @@ def test_tuning_takes_the_best_mean_over_both_rates(load):
 
 def test_tuning_and_comparison_have_prompts_and_seeds_of_their_own(load):
     controls = load("controls")
-    quickstart, tuning, comparison = (set(controls.prompts_of(part, 100)) for part in controls.PARTS)
+    quickstart, tuning, comparison = (
+        set(controls.prompts_of(use, 100)) for use in ("quickstart", "tuning", "comparison")
+    )
     assert len(quickstart) == len(tuning) == len(comparison) == 100
     assert len(quickstart | tuning | comparison) == 300 and quickstart == set(held_out_prompts(100))
     assert not set(controls.SEEDS) & {*controls.TUNING_SEEDS, 0, 1, 2}
@@ -265,7 +271,7 @@ def folder(tmp_path_factory):
 def arguments(folder, *more):
     sizes = ["--rollouts", "2", "--eval_prompts", "16", "--warm_start_steps", "30", "--seeds", "6", "5"]
     places = ["--folder", str(folder / "runs"), "--warm_start_dir", str(folder), "--report", str(folder / "report")]
-    return ["--methods", "kl_cov", *sizes, *places, "--warm_starts", "3", "--longest_seeds", *more]
+    return ["--methods", "kl_cov", *sizes, *places, "--warm_starts", "3", *more]
 
 
 @pytest.fixture
@@ -293,9 +299,11 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
         assert result["rollouts"] == 2 and len(result["curve"]) == 2
         assert result["mean_entropy"] == pytest.approx(np.mean(result["curve"]), abs=1e-4)
         assert 0 <= result["avg@16"] <= result["pass@4"] <= result["pass@16"] <= 1 and result["cpu_seconds"] > 0
-    [follow_up] = report["follow_ups"]  # no seed was given for the other one
-    assert {(r["case"], r["warm_start"]) for r in follow_up["results"]} == set(product(("grpo", "kl_cov"), (3,)))
-    assert follow_up["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
+    starts = report["other_warm_starts"]
+    followed = ("grpo", "kl_cov", "clip_cov_04")
+    assert {(r["case"], r["warm_start"], r["seed"]) for r in starts["results"]} == set(product(followed, (3,), (23,)))
+    assert starts["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
+    assert len({r["start"] for r in report["results"]} | {r["start"] for r in starts["results"]}) == 2
 
     files = sorted((folder / "runs").iterdir())
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -316,7 +324,6 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     written = json.loads((folder / "report" / "results.json").read_text())
     assert written["chosen"] == report["chosen"] and len(written["results"]) == len(report["results"])
     assert written["results"][0]["avg@16"] == pytest.approx(report["results"][0]["avg@16"], abs=1e-5)
-    assert len(written["follow_ups"]) == 2
     tables = (folder / "report" / "tables.md").read_text()
     titles = [line.removeprefix("## ") for line in tables.splitlines() if line.startswith("## ")]
     starts = ("Over all cells", "Short recipe", "Other warm starts", "Tuning")
@@ -325,7 +332,7 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     assert "Seeds 6, 5." in cell
     rows = [line.split(" | ") for line in cell.splitlines() if line.startswith("| KL-Cov")]
     assert [len(row) for row in rows] == [8, 5, 5]  # means, differences from GRPO and from its null
-    of = {case: [r["final_entropy"] for r in report["results"] if r["case"] == case] for case in chosen}
+    of = {case: [r["final_entropy"] for r in written["results"] if r["case"] == case] for case in chosen}
     mean, low, high = (f"{value:.3f}".replace("0.", ".") for value in (np.mean(of["kl_cov"]), *of["kl_cov"]))
     assert rows[0][1] == f"{mean} [{low} {high}]"
     for row, other in zip(rows[1:], ("grpo", "kl_random"), strict=True):
@@ -334,16 +341,37 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
         expected = f"{np.subtract(of['kl_cov'], of[other]).mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
         assert row[1] == expected
     assert len({row[1] for row in rows}) == 3
-    ranks = stats.spearmanr(*([r[name] for r in report["results"]] for name in ("mean_entropy", "greedy")))
+    ranks = stats.spearmanr(*([r[name] for r in written["results"]] for name in ("mean_entropy", "greedy")))
     expected = f"{ranks[0]:.3f}".replace("0.", ".", 1)  # nan where all are equal, in both
     assert f"over all 6 runs of all methods: {expected} with greedy" in cell
     for name in ("methods.png", "curves.png"):
         assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
 
+    # one part alone leaves the other as it is
+    fewer = controls.main([*argv, "--parts", "other_warm_starts", "--processes", "0", "--warm_starts", "4"])
+    assert fewer["other_warm_starts"]["results"] == []
+    again = json.loads((folder / "report" / "results.json").read_text())
+    assert {**again, "other_warm_starts": None} == {**written, "other_warm_starts": None}
+    tables = (folder / "report" / "tables.md").read_text()
+    assert cell.strip() in tables and "## Other warm starts" not in tables
+    controls.main([*argv, "--recipes", "short", "--parts", "comparison", "--processes", "0"])
+    assert json.loads((folder / "report" / "results.json").read_text()) == again
+
+
+def test_the_documents_have_the_tables_of_their_data(load):
+    folder = BENCHMARKS.parent / "docs" / "controls"
+    report = load("control_report")
+    assert (folder / "tables.md").read_text() == report.tables(report.read(folder))
+    cases = load("control_cases").CASES
+    kept = report.read(folder)
+    assert kept["settings"] == json.loads(json.dumps({case: cases[case].settings for case in kept["chosen"]}))
+
 
 def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, load, tmp_path, monkeypatch):
     controls, embedded = two_settings, load("embedded")
     made = []
+
+    monkeypatch.setattr(controls, "start_of", lambda config, folder: f"start {config.seed}")
 
     def train(method, seed, args, held_out, warm_start, learning_rate, token_records, **overrides):
         made.append((args.rollouts, learning_rate, seed, warm_start, tuple(held_out)))
@@ -352,8 +380,7 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
 
     monkeypatch.setattr(embedded, "train", train)
     monkeypatch.setattr(embedded, "evaluate_warm_start", lambda *_: dict.fromkeys(embedded.METRICS, 0.0))
-    argv = ["--methods", "kl_cov", "--seeds", "7", "8", "--warm_starts", "3", "4", "--longest_seeds", "9"]
-    argv += ["--eval_prompts", "8"]
+    argv = ["--methods", "kl_cov", "--seeds", "7", "8", "--warm_starts", "3", "4", "--eval_prompts", "8"]
     report = controls.main([*argv, "--folder", str(tmp_path)])
     tuning, comparison = (tuple(controls.prompts_of(part, 8)) for part in ("tuning", "comparison"))
     assert report["tuned_rate"] == 2e-4
@@ -362,11 +389,12 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     expected = {(120, rate, first, 0, tuning) for rate in controls.RATES}
     expected |= {(120, rate, seed, 0, tuning) for rate, seed in ((hot, first), (hot, second), (tuned, first))}
     expected |= {(n, rate, seed, 0, comparison) for n in (120, 400) for rate in (hot, tuned) for seed in (7, 8)}
-    expected |= {(400, hot, 23, 3, comparison), (400, hot, 24, 4, comparison), (2000, hot, 9, 0, comparison)}
+    expected |= {(400, hot, 23, 3, comparison), (400, hot, 24, 4, comparison)}
     assert set(made) == expected
-    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell, two in the extras
-    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 2 * (2 + 1)
-    assert [part["seeds"] for part in report["follow_ups"]] == [[23, 24], [9]]
+    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell, three from each of
+    # the other warm starts
+    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 3 * 2
+    assert report["other_warm_starts"]["seeds"] == [23, 24]
     assert list(load("control_report").by_cell(report)) == [
         ("short", hot),
         ("short", tuned),
@@ -378,13 +406,22 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
 def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
     """A stored run counts only for what it was made with."""
     controls = load("controls")
-    args = Namespace(folder=tmp_path, rollouts=2, eval_prompts=16, warm_start_steps=30)
+    args = Namespace(folder=tmp_path, rollouts=2, eval_prompts=16, warm_start_steps=1, warm_start_dir=tmp_path)
     run = controls.Run("kl_cov", 0, "short", controls.HOT, 0)
     (tmp_path / f"{run.name}.json").write_text(json.dumps(controls.key_of(run, args)))
     assert controls.stored(run, args) is not None
-    for other in ({"rollouts": 3}, {"eval_prompts": 32}, {"warm_start_steps": 31}):
+    for other in ({"rollouts": 3}, {"eval_prompts": 32}, {"warm_start_steps": 2}):
         assert controls.stored(run, Namespace(**vars(args) | other)) is None
-    monkeypatch.setattr(controls, "VERSIONS", controls.VERSIONS | {"trl": "2.0"})
+    with monkeypatch.context() as patch:
+        patch.setattr(controls, "VERSIONS", controls.VERSIONS | {"trl": "2.0"})
+        assert controls.stored(run, args) is None
+    assert controls.stored(run, args) is not None
+    # the warm start of another machine: the same configuration, other weights
+    for weights in tmp_path.glob("warm_start/seed0-*/model.safetensors"):
+        tensors = load_file(weights)
+        tensors["lm_head.weight"][0, 0] += 1e-3
+        save_file(tensors, weights, {"format": "pt"})
+    controls.start_of.cache_clear()
     assert controls.stored(run, args) is None
 
 
@@ -393,9 +430,10 @@ def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
     [
         (["--methods", "kl-cov"], "kl_cov"),
         (["--seeds", "10", "101"], "--seeds [10, 101]: give each once, and none of (100, 101)"),
-        (["--longest_seeds", "10", "10"], "--longest_seeds [10, 10]: give each once"),
+        (["--seeds", "10", "10"], "--seeds [10, 10]: give each once"),
         (["--warm_starts", "1", "0"], "--warm_starts [1, 0]: give each once, and none of (0,)"),
         (["--processes", "0"], "no tuning of the learning rate"),
+        (["--parts", "other_warm_starts"], "takes the settings from --report, and None has none"),
     ],
 )
 def test_mistakes_are_refused(load, tmp_path, capsys, argv, message):
