@@ -3,6 +3,7 @@
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
 #   make test                                 the tests: what runs without a GPU, DeepSpeed and vLLM
+#   make test PYTEST_ARGS="-n N --dist loadfile"           the same on N cores
 #   make test-slow                            more cases of several processes, 5 minutes
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm

@@ -528,6 +528,7 @@ QUICKSTART = {  # what differs from grpo.yaml: published constants, or those tha
     },
     "qae": OFF | {"epsilon": 0.2, "advantage_estimator": "quantile", "advantage_quantile": 0.4},
     "high_entropy_mask": OFF | {"epsilon": 0.2, "top_entropy_quantile": 0.2},
+    "kl_reference": OFF | {"epsilon": 0.2, "beta": 0.1},
     "entropy_bonus": OFF | {"epsilon": 0.2, "entropy_coef": 0.005},
     "adaptive_entropy": OFF
     | {"epsilon": 0.2, "use_adaptive_entropy": True, "entropy_target": 0.3}
