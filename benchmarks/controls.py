@@ -25,7 +25,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -42,6 +41,7 @@ import transformers
 import trl
 from control_cases import AFTERWARDS, CASES, COMPARED, FOLLOWED_UP
 
+from entropy_trl.files import write_json
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.recipe import RECIPES
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
@@ -132,10 +132,7 @@ def execute(run: Run, args: argparse.Namespace) -> Result:
     )
     entropies = [entry["entropy"] for entry in log if "entropy" in entry]
     result = asdict(run) | key | metrics | {"mean_entropy": fmean(entropies), "curve": shorten(entropies)}
-    path = args.folder / f"{run.name}.json"
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(scratch, path)
+    write_json(args.folder / f"{run.name}.json", result)
     return result
 
 

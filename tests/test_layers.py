@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
-    {"ranks", "_version"},
+    {"ranks", "files", "_version"},
     {"types", "selection", "checkpoint", "sampling", "estimators", "templates", "hub", "diversity", "dotted_path"},
     {"covariance", "reduction", "metrics", "regions"},
     {"controls"},

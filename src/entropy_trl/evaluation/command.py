@@ -25,8 +25,8 @@ from entropy_trl.evaluation.run import (
     evaluate_benchmark,
     read_completions,
     run_settings,
-    write_atomically,
 )
+from entropy_trl.files import write_json, write_text
 from entropy_trl.templates import TEMPLATES
 
 
@@ -219,7 +219,7 @@ def main(job: Job) -> int:
             runs += [run for run in others if run not in runs]  # --compare may have named them
             table = report.scores_table(runs, compare=job.options.compare is not None)
             details = [f"## {run['name']}\n\n{report.details_table(run)}" for run in runs]
-            write_atomically(output_dir / "results.md", "\n\n".join([table, *details]) + "\n")
+            write_text(output_dir / "results.md", "\n\n".join([table, *details]) + "\n")
     return 0
 
 
@@ -256,7 +256,7 @@ def _add_scores(model: Model, benchmark: str, scores: dict[str, Any], versions: 
             "benchmarks": results["benchmarks"] | {benchmark: scores}
         }
         results["average"] = report.average(results, model.folder)
-        write_atomically(file, json.dumps(results, indent=2) + "\n")
+        write_json(file, results)
     return results
 
 

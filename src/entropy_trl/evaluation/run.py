@@ -13,6 +13,7 @@ from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 from entropy_trl.evaluation.benchmarks import Sampling
 from entropy_trl.evaluation.engines import Engine
 from entropy_trl.evaluation.metrics import bootstrap_means, group_sizes, interval, majority_at_k, pass_at_k
+from entropy_trl.files import write_json
 from entropy_trl.rewards import final_answer, math_reward
 
 
@@ -60,7 +61,7 @@ def evaluate_benchmark(
     if _settings_of(file) != settings or not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
-        write_atomically(_beside(file), json.dumps(settings, indent=2) + "\n")
+        write_json(_beside(file), settings)
     tasks = [(row, sample) for row in range(len(rows)) for sample in range(sampling.samples)]
     # Batches begin at the same completions whether or not there was an interruption, so that rounding is the same too.
     done = _count_whole(file, tasks)
@@ -145,14 +146,6 @@ def _settings_of(file: Path) -> dict[str, Any]:
 
 def _beside(file: Path) -> Path:
     return file.with_suffix(".settings.json")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def read_completions(file: Path) -> list[Record]:

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import os
 import platform
 import shutil
 import sys
@@ -30,6 +29,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from entropy_trl._version import __version__
 from entropy_trl.checkpoint import last_complete_checkpoint
 from entropy_trl.config import CovGRPOConfig
+from entropy_trl.files import write_json
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.evaluate import Metrics, evaluate_policy
 from entropy_trl.quickstart.recipe import (
@@ -247,7 +247,7 @@ def _run(options: Options) -> Summary:
         "eval_prompts": options.eval_prompts,
         "versions": versions(),
     }
-    _write_json(options.output_dir / "summary.json", summary)
+    write_json(options.output_dir / "summary.json", summary)
     if options.plot:
         # matplotlib is an extra: only drawing needs it
         from entropy_trl.quickstart.plot import draw
@@ -312,7 +312,7 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
         return _read_run(folder)
 
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "settings.json", settings)
+    write_json(folder / "settings.json", settings)
     checkpoint = last_complete_checkpoint(folder)
     if checkpoint is not None:
         print(f"{label}: continues from {checkpoint.name}", flush=True)
@@ -333,7 +333,7 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
     lines = [json.dumps(entry) for entry in trainer.state.log_history]
     (folder / "train_log.jsonl").write_text("\n".join(lines) + "\n")
     trainer.save_model(str(folder / "policy"))
-    _write_json(folder / "result.json", metrics)  # last, since it says that the run is finished
+    write_json(folder / "result.json", metrics)  # last, since it says that the run is finished
     for old in folder.glob("checkpoint-*"):
         shutil.rmtree(old)
     return _read_run(folder)
@@ -352,13 +352,6 @@ def _why_not_reusable(folder: Path, settings: dict[str, Any]) -> str | None:
 def _read_run(folder: Path) -> dict[str, Any]:
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     return {"metrics": json.loads((folder / "result.json").read_text()), "log": log}
-
-
-def _write_json(path: Path, value: object) -> None:
-    """Write in one move, so that an interruption leaves the old file or the new one, never half of one."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(scratch, path)
 
 
 def format_table(summary: Summary) -> str:
