@@ -187,7 +187,8 @@ def tables(report: Mapping[str, Any]) -> str:
     cells = by_cell(report)
     parts = ["# Controls and baselines: tables", "", _head(report)]
     if cells:
-        parts += ["", "## Over all cells", "", _summary(cells, report["hot_rate"])]
+        named = {_cell_name(cell, report["hot_rate"]): methods for cell, methods in cells.items()}
+        parts += ["", "## Over all cells", "", _summary(named)]
     for cell, methods in cells.items():
         title = _cell_name(cell, report["hot_rate"])
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}."]
@@ -202,8 +203,8 @@ def tables(report: Mapping[str, Any]) -> str:
             f"{_fate(methods)}. {_versions(starts)}."
         )
         parts += ["", "## Other warm starts", "", about, "", _means_table(methods, starts["before"])]
-        parts += ["", _by_start(starts["before"], methods), "", _from_grpo(methods), "", _from_parts(methods)]
-        parts += ["", _foresight(starts["before"], methods)]
+        parts += ["", _by_start(starts["before"], methods), "", _summary({"other warm starts": methods})]
+        parts += ["", _from_grpo(methods), "", _from_parts(methods), "", _foresight(starts["before"], methods)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
@@ -278,15 +279,19 @@ def _correlations(methods: Methods) -> str:
     )
 
 
-def _summary(cells: Mapping[Cell, Methods], hot: float) -> str:
+def _summary(cells: Mapping[str, Methods]) -> str:
     """Differences from GRPO over all cells, and which methods are behind which."""
     margins = ", ".join(f"{_digits(margin)} in {metric}" for metric, margin in MARGINS.items())
-    names = "; ".join(f"{_cell_name(cell, hot)}, {_fate(methods)}" for cell, methods in cells.items())
+    names = "; ".join(f"{cell}, {_fate(methods)}" for cell, methods in cells.items())
     every = list(cells.values())
     lines = [
         f"Difference from GRPO: mean over the cells, in brackets by cell ({names}), and in how many of the pairs with "
         "one seed the method is above GRPO. Behind: the methods that it is behind by more than the margin over the "
-        f"cells, or by twice the margin in one cell, and in what; margins {margins}. The nulls are left out there.",
+        f"cells, or by twice the margin in one cell, and in what; margins {margins}. The nulls are left out there."
+        if len(every) > 1
+        else "Difference from GRPO, and in how many of the pairs with one seed the method is above GRPO. Behind: the "
+        f"methods that it is behind by more than the margin, and in what; margins {margins}. The nulls are left out "
+        "there.",
         "",
         _row(["method", *MARGINS, "behind"]),
         _row(["---"] * (2 + len(MARGINS))),
@@ -297,8 +302,9 @@ def _summary(cells: Mapping[Cell, Methods], hot: float) -> str:
             found = paired_by_cell(every, method, "grpo", metric)
             means = [fmean(of_cell) for of_cell in found]
             pairs = [pair for of_cell in found for pair in of_cell]
-            text = f"{fmean(means):+.3f} [{' '.join(f'{mean:+.3f}' for mean in means)}]"
-            row.append(f"{text} {sum(pair > 0 for pair in pairs)}/{len(pairs)}" if method != "grpo" else "0")
+            per_cell = f" [{' '.join(f'{mean:+.3f}' for mean in means)}]" if len(means) > 1 else ""
+            above = f"{sum(pair > 0 for pair in pairs)}/{len(pairs)}"
+            row.append(f"{fmean(means):+.3f}{per_cell} {above}" if method != "grpo" else "0")
         ahead = {metric: names for metric, names in rivals_ahead(every, method).items() if names}
         row.append("; ".join(f"{len(names)} in {metric}" for metric, names in ahead.items()) or "none")
         lines.append(_row(row))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import untrained_policy
 from safetensors.torch import load_file
 
 from entropy_trl import __version__
@@ -98,8 +99,10 @@ def test_launched_run(tmp_path, control):
 @pytest.mark.parametrize("config", sorted((REPOSITORY / "configs" / "quickstart").glob("*.yaml")), ids=lambda p: p.stem)
 def test_quickstart_configs_run(tmp_path, config):
     # Two rollouts of the real recipe, from an untrained model with a dense reward: the warm start takes 40 seconds.
-    factories = ["--model_factory", "conftest.untrained_policy", "--reward_funcs", "conftest.digit_reward"]
-    assert train_main(smoke(tmp_path, "--max_steps", "16", *factories, config=config)) == 0
+    for part in untrained_policy():
+        part.save_pretrained(tmp_path / "model")
+    untrained = ["--model_name_or_path", str(tmp_path / "model"), "--reward_funcs", "conftest.digit_reward"]
+    assert train_main(smoke(tmp_path, "--max_steps", "16", *untrained, config=config)) == 0
     logs = logged_steps(tmp_path / "out")
     assert [log["step"] for log in logs] == [8, 16]
     control = yaml.safe_load(config.read_text())["entropy_control"]
@@ -258,6 +261,7 @@ def test_values_of_the_file_are_read_as_on_the_command_line(tmp_path):
         (["--reward_funcs", "entropy_trl.rewards.f"], "module 'entropy_trl.rewards' has no function 'f'"),
         (["--reward_funcs", "json.dumps"], "needs a column 'obj'"),
         (["--model_factory", "tiny"], "'tiny' is not a dotted path"),
+        (["--beta", "0.1"], "`beta` is 0.1, for which TRL loads the reference model from where the model was loaded"),
         (["--model_name_or_path", "./no/model"], "there is no folder './no/model'"),
         (["--resume_from_checkpoint", "true", "--output_dir", "no/run"], "there is no complete checkpoint in 'no/run'"),
         (["--resume_from_checkpoint", "no/run"], "'no/run' is not a checkpoint"),

@@ -437,6 +437,7 @@ def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_refused(load, tmp_path, capsys, argv, message):
+    places = ["--folder", str(tmp_path), "--warm_start_dir", str(tmp_path), "--warm_start_steps", "1"]
     with pytest.raises(SystemExit):
-        load("controls").main([*argv, "--folder", str(tmp_path)])
+        load("controls").main([*argv, *places])
     assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import trl
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, set_seed
@@ -114,6 +114,13 @@ class CovGRPOTrainer(GRPOTrainer):
                 "to switch it on.",
                 UserWarning,
                 stacklevel=2,
+            )
+        is_whole = not (isinstance(model, str) or is_peft_model(model) or trainer_kwargs.get("peft_config"))
+        if args.beta and is_whole and not get_config_model_id(model.config):
+            raise ValueError(
+                f"`beta` is {args.beta:g}, for which TRL loads the reference model from where the model was loaded "
+                "from, and this model was not loaded from anywhere. Save it with `save_pretrained` and pass the folder "
+                "(`model_name_or_path`), or set `beta` to 0."
             )
         self._loss_call: _LossCall | None = None
         self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that is observed
