@@ -231,8 +231,14 @@ COMPARED = tuple(CASES)
 #: What the comparison left open: Clip-Cov with the fraction that was tuned for QAE + Clip-Cov.
 AFTERWARDS = {
     "clip_cov_04": Case(
-        "Clip-Cov, fraction .04", "covariance", (_clip_cov(0.04),), compared_with=("clip_cov", "qae_clip_cov")
-    )
+        "Clip-Cov, fraction .04",
+        "covariance",
+        (_clip_cov(0.04),),
+        compared_with=("clip_random_04", "clip_cov", "qae_clip_cov"),
+    ),
+    "clip_random_04": Case(
+        "Clip-random, fraction .04", "null", (_clip_cov(0.04, selection="random"),), null_of="clip_cov_04"
+    ),
 }
 CASES |= AFTERWARDS
 
@@ -245,6 +251,7 @@ FOLLOWED_UP = (
     "clip_cov_04",
     "kl_cov",
     "clip_random",
+    "clip_random_04",
     "flexible_target",
     "qae_clip_cov",
 )

@@ -8,7 +8,7 @@ Tables and figures are made from the data alone, so that they can be made again 
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -90,6 +90,12 @@ def by_cell(report: Mapping[str, Any]) -> dict[Cell, Methods]:
         cells.setdefault((result["recipe"], result["rate"]), []).append(result)
     found = {cell: by_method(of, list(report["chosen"]), report["seeds"]) for cell, of in cells.items()}
     return {cell: methods for cell, methods in found.items() if methods is not None}
+
+
+def by_start(report: Mapping[str, Any]) -> Methods | None:
+    """The results of each method from the other warm starts, in their order; None while a run is missing."""
+    part = report.get("other_warm_starts")
+    return by_method(part["results"], part["methods"], part["seeds"]) if part is not None else None
 
 
 def has_collapsed(methods: Methods) -> bool:
@@ -177,34 +183,36 @@ def _digits(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
-def _cell_name(cell: Cell, hot: float) -> str:
-    recipe, rate = cell
-    return f"{recipe} recipe, {'hot' if rate == hot else 'tuned'} learning rate ({rate:g})"
+def _named_cells(report: Mapping[str, Any]) -> dict[str, Methods]:
+    hot = report["hot_rate"]
+    return {
+        f"{recipe} recipe, {'hot' if rate == hot else 'tuned'} learning rate ({rate:g})": methods
+        for (recipe, rate), methods in by_cell(report).items()
+    }
 
 
 def tables(report: Mapping[str, Any]) -> str:
     """All tables, as Markdown."""
-    cells = by_cell(report)
+    cells = _named_cells(report)
     parts = ["# Controls and baselines: tables", "", _head(report)]
     if cells:
-        named = {_cell_name(cell, report["hot_rate"]): methods for cell, methods in cells.items()}
-        parts += ["", "## Over all cells", "", _summary(named)]
-    for cell, methods in cells.items():
-        title = _cell_name(cell, report["hot_rate"])
+        parts += ["", "## Over all cells", "", _summary(cells)]
+    for title, methods in cells.items():
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}."]
         parts += ["", _means_table(methods, [report["warm_start"]]), "", _from_grpo(methods)]
         parts += ["", _from_parts(methods), "", _correlations(methods)]
-    starts = report.get("other_warm_starts", {})
-    methods = by_method(starts["results"], starts["methods"], starts["seeds"]) if starts else None
-    if methods is not None:
+    from_others = by_start(report)
+    if from_others is not None:
+        starts = report["other_warm_starts"]
         about = (
             f"Long recipe, hot learning rate, the settings tuned for warm start 0; warm starts "
             f"{_listed(starts['warm_starts'])}, each with one seed ({_listed(starts['seeds'])}), in this order. "
-            f"{_fate(methods)}. {_versions(starts)}."
+            f"{_fate(from_others)}. {_versions(starts)}."
         )
-        parts += ["", "## Other warm starts", "", about, "", _means_table(methods, starts["before"])]
-        parts += ["", _by_start(starts["before"], methods), "", _summary({"other warm starts": methods})]
-        parts += ["", _from_grpo(methods), "", _from_parts(methods), "", _foresight(starts["before"], methods)]
+        parts += ["", "## Other warm starts", "", about, "", _means_table(from_others, starts["before"])]
+        parts += ["", _by_start(starts["before"], from_others), "", _summary({"other warm starts": from_others})]
+        parts += ["", _from_grpo(from_others), "", _from_parts(from_others)]
+        parts += ["", _foresight(starts["before"], from_others)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
     return "\n".join(parts) + "\n"
 
@@ -431,43 +439,50 @@ def _rounded(result: Result) -> dict[str, Any]:
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:
-    """`methods.png`: entropy and accuracy of each method. `curves.png`: entropy over training."""
+    """`methods.png`, `warm_starts.png`: entropy and accuracy of each method. `curves.png`: entropy over training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = by_cell(report)
-    if not cells:
-        return
-    figure = Figure(figsize=(11, 0.28 * len(report["chosen"]) + 1.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    _draw_methods(figure, cells, list(report["chosen"]), report["hot_rate"])
-    figure.savefig(folder / "methods.png", dpi=100)
+    def save(name: str, size: tuple[float, float], dots: int, paint: Callable[..., None], cells: Any) -> None:
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        paint(figure, cells)
+        figure.savefig(folder / name, dpi=dots)
 
-    figure = Figure(figsize=(16, 3.2 * len(cells)), layout="constrained")
-    FigureCanvasAgg(figure)
-    _draw_curves(figure, cells, report["hot_rate"])
-    figure.savefig(folder / "curves.png", dpi=80)
+    cells = _named_cells(report)
+    if cells:
+        save("methods.png", (11, 0.28 * len(report["chosen"]) + 1.6), 100, _draw_methods, cells)
+        save("curves.png", (16, 3.2 * len(cells)), 80, _draw_curves, cells)
+    from_others = by_start(report)
+    if from_others is not None:
+        starts = report["other_warm_starts"]["warm_starts"]
+        single = {
+            f"warm start {start}": {method: [of[i]] for method, of in from_others.items()}
+            for i, start in enumerate(starts)
+        }
+        save("warm_starts.png", (11, 0.28 * len(from_others) + 1.6), 100, _draw_methods, single)
 
 
-def _draw_methods(figure: Any, cells: Mapping[Cell, Any], methods: Sequence[str], hot: float) -> None:
+def _draw_methods(figure: Any, cells: Mapping[str, Methods]) -> None:
+    methods = list(next(iter(cells.values())))
     for axes, metric in zip(figure.subplots(1, len(MARGINS), sharey=True), MARGINS, strict=True):
-        for shift, (colour, (cell, cases)) in enumerate(zip(COLOURS, cells.items(), strict=False)):
+        for shift, (colour, (name, cases)) in enumerate(zip(COLOURS, cells.items(), strict=False)):
             for row, method in enumerate(methods):
                 values = [result[metric] for result in cases[method]]
                 y = row + 0.18 * (shift - (len(cells) - 1) / 2)
-                label = _cell_name(cell, hot) if row == 0 else None
-                axes.plot(values, [y] * len(values), ".", color=colour, markersize=5, label=label)
+                axes.plot(values, [y] * len(values), ".", color=colour, markersize=5, label=None if row else name)
         axes.set_yticks(range(len(methods)), [CASES[method].label for method in methods], fontsize=8)
         axes.set_xlabel({"final_entropy": "final entropy, nats a token"}.get(metric, metric))
         axes.grid(alpha=0.3)
         axes.set_ylim(len(methods) - 0.5, -0.5)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    columns = 2 if len(cells) <= 4 else len(cells)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=8, frameon=False)
 
 
-def _draw_curves(figure: Any, cells: Mapping[Cell, Any], hot: float) -> None:
+def _draw_curves(figure: Any, cells: Mapping[str, Methods]) -> None:
     panels = figure.subplots(len(cells), len(GROUPS), sharex=True, sharey=True, squeeze=False)
-    for row, (cell, cases) in zip(panels, cells.items(), strict=True):
+    for row, (name, cases) in zip(panels, cells.items(), strict=True):
         for axes, (group, title) in zip(row, GROUPS.items(), strict=True):
             of_group = [case for case in cases if CASES[case].group == group and case != "grpo"]
             for case in ["grpo", *of_group]:
@@ -479,7 +494,7 @@ def _draw_curves(figure: Any, cells: Mapping[Cell, Any], hot: float) -> None:
             axes.legend(fontsize=6.5, frameon=False, loc="upper right")
             axes.grid(alpha=0.3)
             axes.set_ylim(bottom=0)
-        row[0].set_ylabel(_cell_name(cell, hot).replace(", ", ",\n"), fontsize=7)
+        row[0].set_ylabel(name.replace(", ", ",\n"), fontsize=7)
     figure.supxlabel("share of the training", fontsize=9)
     figure.suptitle("entropy, nats a token, mean over seeds", fontsize=9)
 
@@ -491,7 +506,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `results.json`, and from it `tables.md`, `methods.png` and `curves.png`, into the folder."""
+    """Write `results.json`, and from it `tables.md` and the figures, into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(data(report))
     render(folder)

@@ -300,7 +300,7 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
         assert result["mean_entropy"] == pytest.approx(np.mean(result["curve"]), abs=1e-4)
         assert 0 <= result["avg@16"] <= result["pass@4"] <= result["pass@16"] <= 1 and result["cpu_seconds"] > 0
     starts = report["other_warm_starts"]
-    followed = ("grpo", "kl_cov", "clip_cov_04")
+    followed = ("grpo", "kl_cov", "clip_cov_04", "clip_random_04")
     assert {(r["case"], r["warm_start"], r["seed"]) for r in starts["results"]} == set(product(followed, (3,), (23,)))
     assert starts["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
     assert len({r["start"] for r in report["results"]} | {r["start"] for r in starts["results"]}) == 2
@@ -344,7 +344,7 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     ranks = stats.spearmanr(*([r[name] for r in written["results"]] for name in ("mean_entropy", "greedy")))
     expected = f"{ranks[0]:.3f}".replace("0.", ".", 1)  # nan where all are equal, in both
     assert f"over all 6 runs of all methods: {expected} with greedy" in cell
-    for name in ("methods.png", "curves.png"):
+    for name in ("methods.png", "curves.png", "warm_starts.png"):
         assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
 
     # one part alone leaves the other as it is
@@ -391,9 +391,9 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     expected |= {(n, rate, seed, 0, comparison) for n in (120, 400) for rate in (hot, tuned) for seed in (7, 8)}
     expected |= {(400, hot, 23, 3, comparison), (400, hot, 24, 4, comparison)}
     assert set(made) == expected
-    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell, three from each of
+    # five rates, of which two are in the tuning of GRPO's first setting; three methods in each cell, four from each of
     # the other warm starts
-    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 3 * 2
+    assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 4 * 2
     assert report["other_warm_starts"]["seeds"] == [23, 24]
     assert list(load("control_report").by_cell(report)) == [
         ("short", hot),
