@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,6 +19,7 @@ from control_cases import CASES, GROUPS, Setting
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
+from entropy_trl.files import write_text
 from entropy_trl.quickstart import task
 
 
@@ -92,10 +94,10 @@ def by_cell(report: Mapping[str, Any]) -> dict[Cell, Methods]:
     return {cell: methods for cell, methods in found.items() if methods is not None}
 
 
-def by_start(report: Mapping[str, Any]) -> Methods | None:
+def from_other_starts(report: Mapping[str, Any]) -> Methods | None:
     """The results of each method from the other warm starts, in their order; None while a run is missing."""
     part = report.get("other_warm_starts")
-    return by_method(part["results"], part["methods"], part["seeds"]) if part is not None else None
+    return by_method(part["results"], list(part["settings"]), part["seeds"]) if part is not None else None
 
 
 def has_collapsed(methods: Methods) -> bool:
@@ -201,16 +203,21 @@ def tables(report: Mapping[str, Any]) -> str:
         parts += ["", f"## {title[0].upper()}{title[1:]}", "", f"Seeds {_listed(report['seeds'])}. {_fate(methods)}."]
         parts += ["", _means_table(methods, [report["warm_start"]]), "", _from_grpo(methods)]
         parts += ["", _from_parts(methods), "", _correlations(methods)]
-    from_others = by_start(report)
+    from_others = from_other_starts(report)
     if from_others is not None:
         starts = report["other_warm_starts"]
+        settings = (
+            f"{CASES[method].label} {describe(setting, report['settings'][method])}"
+            for method, setting in starts["settings"].items()
+            if method in report["settings"]
+        )
         about = (
-            f"Long recipe, hot learning rate, the settings tuned for warm start 0; warm starts "
+            f"{starts['rollouts']} rollouts at {starts['rate']:g} from the warm starts "
             f"{_listed(starts['warm_starts'])}, each with one seed ({_listed(starts['seeds'])}), in this order. "
-            f"{_fate(from_others)}. {_versions(starts)}."
+            f"{_fate(from_others)}. Settings: {'; '.join(settings)}. {_versions(starts)}."
         )
         parts += ["", "## Other warm starts", "", about, "", _means_table(from_others, starts["before"])]
-        parts += ["", _by_start(starts["before"], from_others), "", _summary({"other warm starts": from_others})]
+        parts += ["", _accuracies(starts["before"], from_others), "", _summary({"other warm starts": from_others})]
         parts += ["", _from_grpo(from_others), "", _from_parts(from_others)]
         parts += ["", _foresight(starts["before"], from_others)]
     parts += ["", "## Tuning", "", _tuning_table(report)]
@@ -268,8 +275,8 @@ def _foresight(before: Sequence[Result], methods: Methods) -> str:
     return "\n".join(lines)
 
 
-def _by_start(before: Sequence[Result], methods: Methods) -> str:
-    """Accuracies from each warm start."""
+def _accuracies(before: Sequence[Result], methods: Methods) -> str:
+    """The accuracies from each warm start."""
     columns = ("greedy", "avg@16", "pass@16")
     lines = ["By warm start:", "", _row(["method", *columns]), _row(["---"] * (1 + len(columns)))]
     for label, of in [("warm start", before), *((CASES[method].label, of) for method, of in methods.items())]:
@@ -292,14 +299,13 @@ def _summary(cells: Mapping[str, Methods]) -> str:
     margins = ", ".join(f"{_digits(margin)} in {metric}" for metric, margin in MARGINS.items())
     names = "; ".join(f"{cell}, {_fate(methods)}" for cell, methods in cells.items())
     every = list(cells.values())
+    several = len(every) > 1
+    where = f": mean over the cells, in brackets by cell ({names})" if several else ""
+    far = " over the cells, or by twice the margin in one cell" if several else ""
     lines = [
-        f"Difference from GRPO: mean over the cells, in brackets by cell ({names}), and in how many of the pairs with "
-        "one seed the method is above GRPO. Behind: the methods that it is behind by more than the margin over the "
-        f"cells, or by twice the margin in one cell, and in what; margins {margins}. The nulls are left out there."
-        if len(every) > 1
-        else "Difference from GRPO, and in how many of the pairs with one seed the method is above GRPO. Behind: the "
-        f"methods that it is behind by more than the margin, and in what; margins {margins}. The nulls are left out "
-        "there.",
+        f"Difference from GRPO{where}, and in how many of the pairs with one seed the method is above GRPO. Behind: "
+        f"the methods of this table that it is behind by more than the margin{far}, and in what; margins {margins}. "
+        "The nulls are left out there.",
         "",
         _row(["method", *MARGINS, "behind"]),
         _row(["---"] * (2 + len(MARGINS))),
@@ -310,7 +316,7 @@ def _summary(cells: Mapping[str, Methods]) -> str:
             found = paired_by_cell(every, method, "grpo", metric)
             means = [fmean(of_cell) for of_cell in found]
             pairs = [pair for of_cell in found for pair in of_cell]
-            per_cell = f" [{' '.join(f'{mean:+.3f}' for mean in means)}]" if len(means) > 1 else ""
+            per_cell = f" [{' '.join(f'{mean:+.3f}' for mean in means)}]" if several else ""
             above = f"{sum(pair > 0 for pair in pairs)}/{len(pairs)}"
             row.append(f"{fmean(means):+.3f}{per_cell} {above}" if method != "grpo" else "0")
         ahead = {metric: names for metric, names in rivals_ahead(every, method).items() if names}
@@ -362,7 +368,10 @@ def _from_parts(methods: Methods) -> str:
         for other in CASES[method].compared_with
         if other in methods
     }
-    title = "The same from as many tokens at random, and of a combination from the parts with settings of their own:"
+    title = (
+        "The same from as many tokens at random, from another setting, and of a combination from the parts with "
+        "settings of their own:"
+    )
     return _differences_table(title, "", pairs, methods) if pairs else ""
 
 
@@ -419,7 +428,7 @@ def _tuning_table(report: Mapping[str, Any]) -> str:
 
 
 def data(report: Mapping[str, Any]) -> str:
-    """The report as JSON, a line a run, without what the runs of a part share and without the curves of the tuning."""
+    """The report as JSON, a line a run, without what follows from case, setting and part, and the tuning's curves."""
     shared = {"arguments", "versions", "rollouts", "eval_prompts"}
     left_out = {"results": shared, "rates": shared | {"curve"}, "tuning": shared | {"curve"}}
 
@@ -435,13 +444,16 @@ def data(report: Mapping[str, Any]) -> str:
 
 
 def _rounded(result: Result) -> dict[str, Any]:
-    return {k: round(v, 5) if isinstance(v, float) and k != "rate" else v for k, v in result.items()}
+    return {k: round(v, 7) if isinstance(v, float) and k != "rate" else v for k, v in result.items()}
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:
     """`methods.png`, `warm_starts.png`: entropy and accuracy of each method. `curves.png`: entropy over training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    for name in ("methods.png", "curves.png", "warm_starts.png"):
+        (folder / name).unlink(missing_ok=True)  # of data that are not there any more
 
     def save(name: str, size: tuple[float, float], dots: int, paint: Callable[..., None], cells: Any) -> None:
         figure = Figure(figsize=size, layout="constrained")
@@ -453,7 +465,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
     if cells:
         save("methods.png", (11, 0.28 * len(report["chosen"]) + 1.6), 100, _draw_methods, cells)
         save("curves.png", (16, 3.2 * len(cells)), 80, _draw_curves, cells)
-    from_others = by_start(report)
+    from_others = from_other_starts(report)
     if from_others is not None:
         starts = report["other_warm_starts"]["warm_starts"]
         single = {
@@ -466,7 +478,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
 def _draw_methods(figure: Any, cells: Mapping[str, Methods]) -> None:
     methods = list(next(iter(cells.values())))
     for axes, metric in zip(figure.subplots(1, len(MARGINS), sharey=True), MARGINS, strict=True):
-        for shift, (colour, (name, cases)) in enumerate(zip(COLOURS, cells.items(), strict=False)):
+        for shift, (colour, (name, cases)) in enumerate(zip(cycle(COLOURS), cells.items(), strict=False)):
             for row, method in enumerate(methods):
                 values = [result[metric] for result in cases[method]]
                 y = row + 0.18 * (shift - (len(cells) - 1) / 2)
@@ -500,15 +512,13 @@ def _draw_curves(figure: Any, cells: Mapping[str, Methods]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The data in the folder; empty where there is none."""
-    path = folder / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The data in the folder."""
+    return json.loads((folder / "results.json").read_text())
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
     """Write `results.json`, and from it `tables.md` and the figures, into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(data(report))
+    write_text(folder / "results.json", data(report))
     render(folder)
 
 

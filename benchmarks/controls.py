@@ -14,7 +14,8 @@ held-out prompts of their own, which no other benchmark here has. On two cores a
 machine and seven on another. It needs the `analysis` extra.
 
 A finished run is a file in `--folder` and is not repeated, so that the same command goes on where it was interrupted.
-It counts only for the weights that it started from: another kind of CPU makes another warm start of the same seed.
+It counts only for the weights that it started from and the same versions and kind of CPU: another kind makes another
+warm start of the same seed.
 `--report` writes data, tables and figures from what is there, at the end or with `--processes 0` at any time. A part
 that is left out of `--parts` stays as the report has it, also where that was made on another machine.
 
@@ -39,7 +40,7 @@ import embedded
 import torch
 import transformers
 import trl
-from control_cases import AFTERWARDS, CASES, COMPARED, FOLLOWED_UP
+from control_cases import CASES, FOLLOWED_UP, TUNED, UNTUNED
 
 from entropy_trl.files import write_json
 from entropy_trl.quickstart import task
@@ -90,13 +91,13 @@ def key_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         "arguments": CASES[run.case].settings[run.setting],
         "rollouts": args.rollouts or RECIPES[run.recipe].rollouts,
         "eval_prompts": args.eval_prompts,
-        "start": start_of(embedded.warm_start_config(args, run.warm_start), args.warm_start_dir),
+        "warm_start_weights": weights_of(embedded.warm_start_config(args, run.warm_start), args.warm_start_dir),
         "versions": VERSIONS,
     }
 
 
 @cache
-def start_of(config: WarmStartConfig, folder: Path) -> str:
+def weights_of(config: WarmStartConfig, folder: Path) -> str:
     """Ten hexadecimal digits over the weights of a warm start, which is made if it is not there."""
     torch.set_num_threads(1)
     model, _, _ = load_or_warm_up(config, folder)
@@ -109,7 +110,9 @@ def start_of(config: WarmStartConfig, folder: Path) -> str:
 def stored(run: Run, args: argparse.Namespace) -> Result | None:
     """The stored result of a run, if there is one."""
     path = args.folder / f"{run.name}.json"
-    result: Result = json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return None
+    result: Result = json.loads(path.read_text())
     return result if result.items() >= key_of(run, args).items() else None
 
 
@@ -162,6 +165,8 @@ def execute_all(runs: Iterable[Run], args: argparse.Namespace) -> list[Result]:
     results = {run: result for run in runs if (result := stored(run, args)) is not None}
     if args.processes > 0:
         missing = [run for run in runs if run not in results]
+        for run in missing:
+            key_of(run, args)  # makes its warm start, before two processes would
         for done, (run, result) in enumerate(_made(missing, args), start=1):
             results[run] = result
             values = " ".join(f"{name} {result[name]:.3f}" for name in embedded.METRICS)
@@ -246,7 +251,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[s
 
 def follow_up(comparison: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """The long recipe at the hot rate from other warm starts, with the settings of a comparison."""
-    chosen = comparison["chosen"] | dict.fromkeys(AFTERWARDS, 0)
+    chosen = comparison["chosen"] | dict.fromkeys(UNTUNED, 0)
     settings = {case: chosen[case] for case in FOLLOWED_UP if case in chosen}
     runs = [
         Run(case, setting, "long", HOT, FIRST_WARM_START_SEED + start, start)
@@ -258,8 +263,11 @@ def follow_up(comparison: Mapping[str, Any], args: argparse.Namespace) -> dict[s
     prompts = prompts_of("comparison", args.eval_prompts)
     return {
         "versions": VERSIONS,
+        "rate": HOT,
+        "rollouts": args.rollouts or RECIPES["long"].rollouts,
+        "eval_prompts": args.eval_prompts,
+        "settings": {case: CASES[case].settings[setting] for case, setting in settings.items()},
         "warm_starts": args.warm_starts,
-        "methods": list(settings),
         "seeds": [FIRST_WARM_START_SEED + start for start in args.warm_starts],
         "before": [embedded.evaluate_warm_start(args, start, prompts) for start in args.warm_starts],
         "results": results,
@@ -270,9 +278,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run what is missing, print a line each, and return what the report is made from."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run")
-    parser.add_argument("--methods", nargs="+", choices=COMPARED, default=list(COMPARED), help="GRPO is always one")
+    parser.add_argument("--methods", nargs="+", choices=TUNED, default=list(TUNED), help="of the comparison, with GRPO")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the comparison")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="of the comparison")
     parser.add_argument("--warm_starts", nargs="+", type=int, default=list(WARM_STARTS), help="beside the first, 0")
     parser.add_argument("--rollouts", type=int, help="rollouts a run, instead of the recipe's")
     parser.add_argument("--eval_prompts", type=int, default=1024)
@@ -286,9 +294,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         values = getattr(args, name)
         if len({*values, *used}) < len(values) + len(used):
             parser.error(f"--{name} {values}: give each once, and none of {used}, used elsewhere here")
-    report = control_report.read(args.report) if args.report is not None else {}
-    if "comparison" not in args.parts and "chosen" not in report:
-        parser.error(f"--parts {' '.join(args.parts)} takes the settings from --report, and {args.report} has none")
+    report = control_report.read(args.report) if args.report is not None and args.report.exists() else {}
+    if "comparison" not in args.parts:
+        settings = json.loads(json.dumps({case: CASES[case].settings for case in report.get("chosen", ())}))
+        if not settings or settings != report["settings"]:
+            parser.error(f"--parts {' '.join(args.parts)} takes the settings from --report, and {args.report} has none")
+        if report["eval_prompts"] != args.eval_prompts:
+            parser.error(f"--eval_prompts {args.eval_prompts}: the report has {report['eval_prompts']}")
     args.folder.mkdir(parents=True, exist_ok=True)
     if "comparison" in args.parts:
         report |= compare(args, parser)

@@ -14,6 +14,8 @@ from typing import Any
 
 import embedded
 
+from entropy_trl.files import write_json
+
 
 #: The upper threshold falls from 2 to 0 with the probability. The lower one is 0.9 where it is to lower entropy, and
 #: 0.02 elsewhere.
@@ -117,7 +119,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             stored = json.loads(path.read_text()) if path.exists() else None
             if stored is None or (stored["kwargs"], stored["rollouts"]) != (CASES[case], args.rollouts):
                 stored = train(case, seed, args)
-                path.write_text(json.dumps(stored, indent=1) + "\n")
+                write_json(path, stored)
             results.append(stored)
             values = " ".join(f"{name} {stored[name]:.3f}" for name in embedded.METRICS)
             by_quarter = " ".join(f"{value:.3f}" for value in quarters(stored["curve"]))

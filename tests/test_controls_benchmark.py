@@ -28,14 +28,13 @@ def load(monkeypatch):
 
 def test_methods_have_the_same_budget_and_valid_settings(load, tmp_path):
     cases = load("control_cases").CASES
-    compared = load("control_cases").COMPARED
-    assert set(compared) | set(load("control_cases").AFTERWARDS) == set(cases)
-    assert {cases[name].group for name in compared} == set(load("control_cases").GROUPS)
+    assert {case.group for case in cases.values()} == set(load("control_cases").GROUPS)
     assert len({case.label for case in cases.values()}) == len(cases)
-    for name in compared:
-        case = cases[name]
-        assert len(case.settings) == 4
-        assert len({json.dumps(setting, sort_keys=True) for setting in case.settings}) == 4, name
+    assert set(load("control_cases").FOLLOWED_UP) < set(cases)
+    for name, case in cases.items():
+        count = 1 if name in load("control_cases").UNTUNED else 4
+        assert len(case.settings) == count
+        assert len({json.dumps(setting, sort_keys=True) for setting in case.settings}) == count, name
         if case.null_of is not None:  # the same but for the draw
             for setting, tuned in zip(case.settings, cases[case.null_of].settings, strict=True):
                 assert setting["entropy_control_kwargs"] == tuned["entropy_control_kwargs"] | {"selection": "random"}
@@ -303,7 +302,7 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     followed = ("grpo", "kl_cov", "clip_cov_04", "clip_random_04")
     assert {(r["case"], r["warm_start"], r["seed"]) for r in starts["results"]} == set(product(followed, (3,), (23,)))
     assert starts["before"][0]["final_entropy"] != report["warm_start"]["final_entropy"]
-    assert len({r["start"] for r in report["results"]} | {r["start"] for r in starts["results"]}) == 2
+    assert len({r["warm_start_weights"] for r in [*report["results"], *starts["results"]]}) == 2
 
     files = sorted((folder / "runs").iterdir())
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -354,6 +353,10 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     assert {**again, "other_warm_starts": None} == {**written, "other_warm_starts": None}
     tables = (folder / "report" / "tables.md").read_text()
     assert cell.strip() in tables and "## Other warm starts" not in tables
+    assert not (folder / "report" / "warm_starts.png").exists()
+    with pytest.raises(SystemExit):
+        controls.main([*argv, "--parts", "other_warm_starts", "--eval_prompts", "8"])
+    assert "--eval_prompts 8: the report has 16" in capsys.readouterr().err
     controls.main([*argv, "--recipes", "short", "--parts", "comparison", "--processes", "0"])
     assert json.loads((folder / "report" / "results.json").read_text()) == again
 
@@ -371,7 +374,7 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     controls, embedded = two_settings, load("embedded")
     made = []
 
-    monkeypatch.setattr(controls, "start_of", lambda config, folder: f"start {config.seed}")
+    monkeypatch.setattr(controls, "weights_of", lambda config, folder: f"weights {config.seed}")
 
     def train(method, seed, args, held_out, warm_start, learning_rate, token_records, **overrides):
         made.append((args.rollouts, learning_rate, seed, warm_start, tuple(held_out)))
@@ -421,7 +424,7 @@ def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
         tensors = load_file(weights)
         tensors["lm_head.weight"][0, 0] += 1e-3
         save_file(tensors, weights, {"format": "pt"})
-    controls.start_of.cache_clear()
+    controls.weights_of.cache_clear()
     assert controls.stored(run, args) is None
 
 
@@ -437,7 +440,7 @@ def test_another_setting_is_made_again(load, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_refused(load, tmp_path, capsys, argv, message):
-    places = ["--folder", str(tmp_path), "--warm_start_dir", str(tmp_path), "--warm_start_steps", "1"]
     with pytest.raises(SystemExit):
-        load("controls").main([*argv, *places])
+        load("controls").main([*argv, "--folder", str(tmp_path), "--warm_start_dir", str(tmp_path)])
+    assert not (tmp_path / "warm_start").exists()
     assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from entropy_trl import CONTROLS
+from entropy_trl.quickstart.task import build_model
 
 
 LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
@@ -191,6 +192,12 @@ def lora():
     return {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
 
 
+def adapted_model():
+    from peft import get_peft_model
+
+    return get_peft_model(build_model(seed=0), lora()["peft_config"])
+
+
 #: name: () -> (configuration, other arguments of the trainer factory)
 REAL_RUNS = {
     "num_iterations": lambda: ({"steps_per_generation": 1, "num_iterations": 3}, {}),
@@ -201,6 +208,7 @@ REAL_RUNS = {
     ),
     "LoRA": lambda: ({}, {"trainer_kwargs": lora()}),
     "LoRA and beta": lambda: ({"beta": 0.01}, {"trainer_kwargs": lora()}),
+    "a model with LoRA, and beta": lambda: ({"beta": 0.01}, {"model": adapted_model()}),
     "mixture of experts": lambda: ({}, {"model": moe_model()}),
     "bf16": lambda: ({"bf16": True}, {}),
     "truncated completions masked": lambda: ({"mask_truncated_completions": True}, {}),

@@ -115,11 +115,11 @@ class CovGRPOTrainer(GRPOTrainer):
                 UserWarning,
                 stacklevel=2,
             )
-        is_whole = not (isinstance(model, str) or is_peft_model(model) or trainer_kwargs.get("peft_config"))
-        if args.beta and is_whole and not get_config_model_id(model.config):
+        has_reference = isinstance(model, str) or is_peft_model(model) or trainer_kwargs.get("peft_config")
+        if args.beta and not has_reference and not get_config_model_id(model.config):
             raise ValueError(
-                f"`beta` is {args.beta:g}, for which TRL loads the reference model from where the model was loaded "
-                "from, and this model was not loaded from anywhere. Save it with `save_pretrained` and pass the folder "
+                f"`beta` is {args.beta:g}, which needs a reference model. TRL loads it from the folder or hub id that "
+                "the model came from, and this model has none. Save it with `save_pretrained` and pass the folder "
                 "(`model_name_or_path`), or set `beta` to 0."
             )
         self._loss_call: _LossCall | None = None
