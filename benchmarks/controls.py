@@ -53,7 +53,7 @@ RATES = (3e-5, 1e-4, 2e-4, 3e-4, HOT)
 #: The first one tunes the rate, and the settings at both rates; the others the settings at the hot rate.
 TUNING_SEEDS = (100, 101)
 SEEDS = (10, 11, 12)
-WARM_STARTS = (1, 2, 3, 4, 5)
+WARM_STARTS = (1, 2, 3, 4)
 FIRST_WARM_START_SEED = 20  # a training seed of its own for each warm start
 CURVE_POINTS = 40
 VERSIONS = {
