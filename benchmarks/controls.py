@@ -294,13 +294,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         values = getattr(args, name)
         if len({*values, *used}) < len(values) + len(used):
             parser.error(f"--{name} {values}: give each once, and none of {used}, used elsewhere here")
-    report = control_report.read(args.report) if args.report is not None and args.report.exists() else {}
+    there = args.report is not None and (args.report / "results.json").exists()
+    report = control_report.read(args.report) if there else {}
+    if report and set(args.parts) < set(PARTS) and report["eval_prompts"] != args.eval_prompts:
+        parser.error(f"--eval_prompts {args.eval_prompts}: the part that is kept has {report['eval_prompts']}")
     if "comparison" not in args.parts:
         settings = json.loads(json.dumps({case: CASES[case].settings for case in report.get("chosen", ())}))
         if not settings or settings != report["settings"]:
             parser.error(f"--parts {' '.join(args.parts)} takes the settings from --report, and {args.report} has none")
-        if report["eval_prompts"] != args.eval_prompts:
-            parser.error(f"--eval_prompts {args.eval_prompts}: the report has {report['eval_prompts']}")
     args.folder.mkdir(parents=True, exist_ok=True)
     if "comparison" in args.parts:
         report |= compare(args, parser)

@@ -354,9 +354,10 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     tables = (folder / "report" / "tables.md").read_text()
     assert cell.strip() in tables and "## Other warm starts" not in tables
     assert not (folder / "report" / "warm_starts.png").exists()
-    with pytest.raises(SystemExit):
-        controls.main([*argv, "--parts", "other_warm_starts", "--eval_prompts", "8"])
-    assert "--eval_prompts 8: the report has 16" in capsys.readouterr().err
+    for part in controls.PARTS:
+        with pytest.raises(SystemExit):
+            controls.main([*argv, "--parts", part, "--eval_prompts", "8"])
+        assert "--eval_prompts 8: the part that is kept has 16" in capsys.readouterr().err
     controls.main([*argv, "--recipes", "short", "--parts", "comparison", "--processes", "0"])
     assert json.loads((folder / "report" / "results.json").read_text()) == again
 
