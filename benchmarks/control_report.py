@@ -258,6 +258,11 @@ def _fate(methods: Methods) -> str:
     return "GRPO collapses" if has_collapsed(methods) else "GRPO does not collapse"
 
 
+def _labelled(before: Sequence[Result], methods: Methods) -> list[tuple[str, Sequence[Result]]]:
+    """The results of the warm starts and of each method, by the name of their row."""
+    return [("warm start", before), *((CASES[method].label, of) for method, of in methods.items())]
+
+
 def _foresight(before: Sequence[Result], methods: Methods) -> str:
     """How often the first two operators allow for a right answer, and how often if written for another target."""
     lines = [
@@ -267,7 +272,7 @@ def _foresight(before: Sequence[Result], methods: Methods) -> str:
         _row(["method", "own", "for another target", "foresight"]),
         _row(["---"] * 4),
     ]
-    for label, of in [("warm start", before), *((CASES[method].label, of) for method, of in methods.items())]:
+    for label, of in _labelled(before, methods):
         own, other = ([result[name] for result in of] for name in ("completable", "completable_blind"))
         gains = _paired(own, other)
         by_seed = " ".join(map(_digits, gains))
@@ -279,7 +284,7 @@ def _accuracies(before: Sequence[Result], methods: Methods) -> str:
     """The accuracies from each warm start."""
     columns = ("greedy", "avg@16", "pass@16")
     lines = ["By warm start:", "", _row(["method", *columns]), _row(["---"] * (1 + len(columns)))]
-    for label, of in [("warm start", before), *((CASES[method].label, of) for method, of in methods.items())]:
+    for label, of in _labelled(before, methods):
         lines.append(_row([label, *(" ".join(_digits(result[name]) for result in of) for name in columns)]))
     return "\n".join(lines)
 

@@ -364,10 +364,9 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
 
 def test_the_documents_have_the_tables_of_their_data(load):
     folder = BENCHMARKS.parent / "docs" / "controls"
-    report = load("control_report")
-    assert (folder / "tables.md").read_text() == report.tables(report.read(folder))
-    cases = load("control_cases").CASES
+    report, cases = load("control_report"), load("control_cases").CASES
     kept = report.read(folder)
+    assert (folder / "tables.md").read_text() == report.tables(kept)
     assert kept["settings"] == json.loads(json.dumps({case: cases[case].settings for case in kept["chosen"]}))
 
 

@@ -201,7 +201,7 @@ def test_the_trainer_logs_the_gradient_that_it_trained_with(make_trainer, tmp_pa
         for e in REGIONS:
             counts = {"tokens": len(rows), "stopped": sums[e, "tokens"], "gradient": total, "entropy": len(rows)}
             for name, count in counts.items():
-                if count:  # a mean over nothing is not logged
+                if count:  # a mean over nothing is None
                     expected = pytest.approx(sums[e, name] / count, rel=tolerance, abs=tolerance / 10)
                     assert metrics[f"{e}_{name}"] == expected, (step.step, e, name)
     stopped = sum(metrics[f"{e}_stopped"] or 0 for metrics in logged for e in REGIONS)  # None without tokens
