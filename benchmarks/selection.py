@@ -42,7 +42,7 @@ from torch import Tensor
 
 import entropy_trl
 from entropy_trl import ClipCov, KLCov, TokenBatch, token_covariance
-from entropy_trl.covariance import covariance_metrics
+from entropy_trl.tokens.covariance import covariance_metrics
 
 
 TOKENS = (20_000, 80_000, 320_000, 1_250_000, 5_000_000, 16_000_000)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from entropy_trl.checkpoint import (
+from entropy_trl.saving.checkpoint import (
     MANIFEST,
     Layout,
     checkpoint_to_resume,

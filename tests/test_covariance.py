@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropy_trl import covariance_metrics, token_covariance
-from entropy_trl.selection import selection_count
+from entropy_trl.tokens.selection import selection_count
 
 
 def random_pool(seed, rows=5, length=7, per_token=False):

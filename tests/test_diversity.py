@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from entropy_trl.diversity import completion_digests, diversity_metrics
+from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 
 
 def test_digests_are_equal_where_the_tokens_are():

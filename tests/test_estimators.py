@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from entropy_trl.estimators import ESTIMATORS, estimate_advantages
+from entropy_trl.rollout.estimators import ESTIMATORS, estimate_advantages
 
 
 NAN = float("nan")

@@ -17,7 +17,7 @@ from test_trainer import Gradients, logs, same_weights
 
 from entropy_trl import FlexibleClip, build_control
 from entropy_trl.controls.flexible_clip import STRATEGIES, Threshold, ratio_bounds
-from entropy_trl.types import TokenBatch
+from entropy_trl.tokens.types import TokenBatch
 
 
 T = 100  # steps of the schedules below

@@ -23,12 +23,12 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
-import entropy_trl.hub
+import entropy_trl.saving.hub
 from entropy_trl import CovGRPOTrainer, __version__, cli
 from entropy_trl.analysis.law import fit_law
-from entropy_trl.checkpoint import why_incomplete
-from entropy_trl.hub import PushMistake, Uploads
-from entropy_trl.model_card import FIGURE, extend_card
+from entropy_trl.saving.checkpoint import why_incomplete
+from entropy_trl.saving.hub import PushMistake, Uploads
+from entropy_trl.saving.model_card import FIGURE, extend_card
 from entropy_trl.quickstart.task import build_model
 
 
@@ -49,7 +49,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setenv("HF_TOKEN", server.token)
-        monkeypatch.setattr(entropy_trl.hub, "TIME_LIMIT", httpx.Timeout(0.25))
+        monkeypatch.setattr(entropy_trl.saving.hub, "TIME_LIMIT", httpx.Timeout(0.25))
         monkeypatch.setattr(_http, "time", types.SimpleNamespace(sleep=lambda seconds: None))  # between its 5 retries
         huggingface_hub.set_client_factory(_http.default_client_factory)
         yield server
@@ -58,7 +58,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "entropy_trl.hub" and r.levelno == logging.WARNING]
+    return [r.getMessage() for r in caplog.records if r.name == "entropy_trl.saving.hub" and r.levelno == logging.WARNING]
 
 
 def is_whole(folder):
@@ -143,7 +143,7 @@ def test_a_pushed_checkpoint_resumes(hub, make_trainer, tmp_path):
 
 
 def test_a_checkpoint_stays_while_it_is_uploaded(hub, make_trainer, monkeypatch):
-    monkeypatch.setattr(entropy_trl.hub, "TIME_LIMIT", httpx.Timeout(20))
+    monkeypatch.setattr(entropy_trl.saving.hub, "TIME_LIMIT", httpx.Timeout(20))
     hub.fail("preupload", "slow")
     trainer = make_trainer(**PUSHED, hub_strategy="all_checkpoints", save_total_limit=1, max_steps=6)
     trainer.train()
@@ -339,10 +339,10 @@ def test_time_limit():
     assert default().timeout == httpx.Timeout(None)
     proxied = httpx.Client(timeout=7, headers={"X-Proxy": "mine"})
     try:
-        for make_client, limit in ((default, entropy_trl.hub.TIME_LIMIT), (lambda: proxied, httpx.Timeout(7))):
+        for make_client, limit in ((default, entropy_trl.saving.hub.TIME_LIMIT), (lambda: proxied, httpx.Timeout(7))):
             huggingface_hub.set_client_factory(make_client)
-            entropy_trl.hub.limit_waiting()
-            entropy_trl.hub.limit_waiting()
+            entropy_trl.saving.hub.limit_waiting()
+            entropy_trl.saving.hub.limit_waiting()
             assert huggingface_hub.get_session().timeout == limit
         assert huggingface_hub.get_session().headers["X-Proxy"] == "mine"
     finally:
@@ -468,7 +468,7 @@ def test_card_says_the_curve_without_the_figure(card, tmp_path, monkeypatch):
     assert rows[0] == "| 1 | 1.5 | 0.2037 |"  # 1.1 - 0.2 e^1.5
     assert rows[-1].startswith("| 40 | 0.0885 |")  # 1.5 * 0.93^39
 
-    monkeypatch.setattr("entropy_trl.model_card.find_spec", lambda name: None)
+    monkeypatch.setattr("entropy_trl.saving.model_card.find_spec", lambda name: None)
     without = card(log)
     assert FIGURE not in without
     assert not (tmp_path / "card" / FIGURE).exists()

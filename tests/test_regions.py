@@ -12,8 +12,8 @@ from test_benchmarks import run_benchmark
 from test_trainer import logs, same_weights
 
 from entropy_trl.analysis.records import read_records
-from entropy_trl.regions import REGIONS, entropy_change, estimated_entropy_change, region_metrics, token_regions
-from entropy_trl.types import TokenBatch
+from entropy_trl.tokens.regions import REGIONS, entropy_change, estimated_entropy_change, region_metrics, token_regions
+from entropy_trl.tokens.types import TokenBatch
 
 
 def region_of(logp, entropy, advantage):

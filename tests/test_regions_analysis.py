@@ -12,7 +12,7 @@ import pytest
 from entropy_trl import cli
 from entropy_trl.analysis.records import FOLDER, read_records, write_records
 from entropy_trl.analysis.regions import StepMean, entropy_regions
-from entropy_trl.regions import REGIONS
+from entropy_trl.tokens.regions import REGIONS
 
 
 SHARES = ("tokens", "restrained", "gradient", "entropy_change")

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from entropy_trl import CEGPPO, EntroPIC, Steer, TargetedClipHigher, build_control
 from entropy_trl.cli import parse_train_args
-from entropy_trl.types import TokenBatch
+from entropy_trl.tokens.types import TokenBatch
 
 
 INF = math.inf

@@ -16,7 +16,7 @@ from trl.trainer.utils import pad
 
 from entropy_trl import CovGRPOTrainer
 from entropy_trl.quickstart.task import build_model
-from entropy_trl.sampling import NoSignalError, PromptStream, fill_rollout, has_signal
+from entropy_trl.rollout.sampling import NoSignalError, PromptStream, fill_rollout, has_signal
 from entropy_trl.smoke import byte_tokenizer
 from entropy_trl.trainer import _GenerationRounds, _StepWindow
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropy_trl import draw_mask, top_k_mask
-from entropy_trl.selection import _FILTER_FROM, draw_keys
+from entropy_trl.tokens.selection import _FILTER_FROM, draw_keys
 
 
 def expected_top_k(scores, eligible, k):

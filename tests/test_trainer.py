@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 import entropy_trl.trainer
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
 from entropy_trl.quickstart.task import build_dataset
-from entropy_trl.types import TokenBatch
+from entropy_trl.tokens.types import TokenBatch
 
 
 CLIP_COV = {"entropy_control": "clip_cov", "entropy_control_kwargs": {"fraction": 0.2, "cov_low": 0.02, "cov_high": 9}}

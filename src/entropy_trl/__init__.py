@@ -7,7 +7,6 @@ from entropy_trl._version import __version__
 
 
 if TYPE_CHECKING:
-    from entropy_trl.callbacks import EntropyLawCallback
     from entropy_trl.config import CovGRPOConfig
     from entropy_trl.controls import (
         CEGPPO,
@@ -22,13 +21,14 @@ if TYPE_CHECKING:
         TargetedClipHigher,
         build_control,
     )
-    from entropy_trl.covariance import covariance_metrics, token_covariance
-    from entropy_trl.recorder import CovarianceRecorder
-    from entropy_trl.reduction import clipped_tokens, token_weights
-    from entropy_trl.regions import entropy_change, estimated_entropy_change, region_metrics, token_regions
-    from entropy_trl.selection import draw_mask, top_k_mask
+    from entropy_trl.loss.reduction import clipped_tokens, token_weights
+    from entropy_trl.monitor.entropy_law import EntropyLawCallback
+    from entropy_trl.monitor.recorder import CovarianceRecorder
+    from entropy_trl.tokens.covariance import covariance_metrics, token_covariance
+    from entropy_trl.tokens.regions import entropy_change, estimated_entropy_change, region_metrics, token_regions
+    from entropy_trl.tokens.selection import draw_mask, top_k_mask
+    from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
     from entropy_trl.trainer import CovGRPOTrainer
-    from entropy_trl.types import Selection, TokenBatch, TokenEdit
 
 
 __all__ = [
@@ -68,7 +68,7 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
-        "callbacks": ("EntropyLawCallback",),
+        "monitor.entropy_law": ("EntropyLawCallback",),
         "config": ("CovGRPOConfig",),
         "controls": (
             "CEGPPO",
@@ -83,13 +83,13 @@ _MODULES = {
             "TargetedClipHigher",
             "build_control",
         ),
-        "covariance": ("covariance_metrics", "token_covariance"),
-        "recorder": ("CovarianceRecorder",),
-        "reduction": ("clipped_tokens", "token_weights"),
-        "regions": ("entropy_change", "estimated_entropy_change", "region_metrics", "token_regions"),
-        "selection": ("draw_mask", "top_k_mask"),
+        "tokens.covariance": ("covariance_metrics", "token_covariance"),
+        "monitor.recorder": ("CovarianceRecorder",),
+        "loss.reduction": ("clipped_tokens", "token_weights"),
+        "tokens.regions": ("entropy_change", "estimated_entropy_change", "region_metrics", "token_regions"),
+        "tokens.selection": ("draw_mask", "top_k_mask"),
         "trainer": ("CovGRPOTrainer",),
-        "types": ("Selection", "TokenBatch", "TokenEdit"),
+        "tokens.types": ("Selection", "TokenBatch", "TokenEdit"),
     }.items()
     for name in names
 }

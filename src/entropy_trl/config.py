@@ -8,8 +8,8 @@ from trl import GRPOConfig
 
 from entropy_trl.controls import CONTROLS, Chain, EntropyControl, build_control, describe_control, nearest
 from entropy_trl.controls.base import CLIP_RANGE, SELECTED_TOKENS
-from entropy_trl.estimators import ESTIMATORS
-from entropy_trl.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
+from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
+from entropy_trl.rollout.estimators import ESTIMATORS
 
 
 POOLS = ("step", "micro_batch")

@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_trl.analysis.records import StepRecords
-from entropy_trl.covariance import TABLE_1_FRACTIONS
-from entropy_trl.selection import selection_count
+from entropy_trl.tokens.covariance import TABLE_1_FRACTIONS
+from entropy_trl.tokens.selection import selection_count
 
 
 Level = Literal["token", "sequence"]

@@ -1,6 +1,6 @@
 """The entropy regions E1 to E4 of arXiv 2602.09782 in token records: tokens, gradient and change of entropy of each.
 
-[`entropy_trl.regions`] defines them. The gradient is that of the objective `r A` of each token, all tokens weighed
+[`entropy_trl.tokens.regions`] defines them. The gradient is that of the objective `r A` of each token, all tokens weighed
 alike, before a ratio clip and before the control: the records do not say what the clip stopped.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from entropy_trl.analysis.records import StepRecords
-from entropy_trl.regions import REGIONS, region_metrics, token_regions
-from entropy_trl.types import TokenBatch
+from entropy_trl.tokens.regions import REGIONS, region_metrics, token_regions
+from entropy_trl.tokens.types import TokenBatch
 
 
 @dataclass(frozen=True)

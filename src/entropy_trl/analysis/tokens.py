@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_trl.analysis.records import StepRecords
-from entropy_trl.selection import selection_count
+from entropy_trl.tokens.selection import selection_count
 
 
 POSITION_BINS = 10

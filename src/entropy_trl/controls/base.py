@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from entropy_trl.types import Selection, TokenBatch, TokenEdit
+from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
 SELECTIONS = ("covariance", "random")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import CLIP_RANGE, EntropyControl
-from entropy_trl.types import MetricSum, Selection, TokenBatch, TokenEdit
+from entropy_trl.tokens.types import MetricSum, Selection, TokenBatch, TokenEdit
 
 
 Value = TypeVar("Value")

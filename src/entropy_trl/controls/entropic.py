@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from entropy_trl.controls.base import ENTROPY_TARGET, EntropyControl, check_number
-from entropy_trl.types import TokenBatch, TokenEdit
+from entropy_trl.tokens.types import TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)

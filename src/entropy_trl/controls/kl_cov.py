@@ -14,9 +14,9 @@ from entropy_trl.controls.base import (
     check_selection,
     warn_if_percentage,
 )
-from entropy_trl.covariance import token_covariance
-from entropy_trl.selection import draw_mask, selection_count, top_k_mask
-from entropy_trl.types import Selection, TokenBatch, TokenEdit
+from entropy_trl.tokens.covariance import token_covariance
+from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
+from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import TOKEN_WEIGHTS, EntropyControl, check_number
-from entropy_trl.types import Selection, TokenBatch, TokenEdit
+from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)

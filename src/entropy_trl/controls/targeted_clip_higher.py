@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import CLIP_RANGE, ENTROPY_TARGET, EntropyControl, check_number
-from entropy_trl.types import TokenBatch, TokenEdit
+from entropy_trl.tokens.types import TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls import EntropyControl
-from entropy_trl.covariance import covariance_metrics
+from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES
 from entropy_trl.plan.inputs import Hardware, Run, Sharding
 from entropy_trl.plan.model import ModelFacts, activations
-from entropy_trl.reduction import CLIPPED_LOSS_TYPES
-from entropy_trl.types import TokenBatch
+from entropy_trl.tokens.covariance import covariance_metrics
+from entropy_trl.tokens.types import TokenBatch
 
 
 GIB = 2**30

@@ -27,7 +27,6 @@ import trl
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from entropy_trl._version import __version__
-from entropy_trl.checkpoint import last_complete_checkpoint
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.files import write_json
 from entropy_trl.quickstart import task
@@ -42,6 +41,7 @@ from entropy_trl.quickstart.recipe import (
     training_arguments,
 )
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
+from entropy_trl.saving.checkpoint import last_complete_checkpoint
 from entropy_trl.trainer import CovGRPOTrainer
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from entropy_trl.ranks import ONE_PROCESS, Ranks
+from entropy_trl.tokens.ranks import ONE_PROCESS, Ranks
 
 
 #: A metric as (sum, count), so that micro-batches and ranks add up before the division.

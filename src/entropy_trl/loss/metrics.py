@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from entropy_trl.types import MetricSum
+from entropy_trl.tokens.types import MetricSum
 
 
 class StepMetrics:

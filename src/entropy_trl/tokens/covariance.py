@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from entropy_trl.ranks import ONE_PROCESS, Ranks
-from entropy_trl.selection import selection_count, top_sums
-from entropy_trl.types import MetricSum
+from entropy_trl.tokens.ranks import ONE_PROCESS, Ranks
+from entropy_trl.tokens.selection import selection_count, top_sums
+from entropy_trl.tokens.types import MetricSum
 
 
 #: The shares of tokens, by descending covariance, whose mean covariance Table 1 of arXiv 2505.22617 reports.

@@ -20,7 +20,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from entropy_trl.types import MetricSum, TokenBatch
+from entropy_trl.tokens.types import MetricSum, TokenBatch
 
 
 REGIONS: Final = ("e1", "e2", "e3", "e4")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from entropy_trl.ranks import ONE_PROCESS, Ranks
+from entropy_trl.tokens.ranks import ONE_PROCESS, Ranks
 
 
 #: Below this many tokens one `topk` is faster than filtering first.

@@ -21,7 +21,7 @@ from entropy_trl.analysis.law import fit_law
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import Chain
 from entropy_trl.controls.base import SELECTED_TOKENS
-from entropy_trl.hub import intended_name
+from entropy_trl.saving.hub import intended_name
 
 
 FIGURE = "entropy_curve.png"

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from entropy_trl.analysis.records import FOLDER, write_records
-from entropy_trl.covariance import token_covariance
-from entropy_trl.ranks import Ranks
+from entropy_trl.tokens.covariance import token_covariance
+from entropy_trl.tokens.ranks import Ranks
+from entropy_trl.tokens.types import TokenBatch
 
 
 logger = logging.getLogger(__name__)
@@ -29,16 +30,14 @@ class ObservedMicroBatch:
 
     Args:
         inputs (`dict`): TRL's inputs of the loss, with `row_ids`, `rewards` and `group_accuracy`, each of shape (B,).
-        mask (`Tensor` of shape (B, T), bool): the tokens that the loss counts.
-        logps, old_logps, entropies (`Tensor` of shape (B, T)): nats; current policy, rollout's policy, current policy.
+        batch ([`TokenBatch`]): its tokens, with the loss's own log-probabilities and entropies, without gradient.
+        live_logps (`Tensor` of shape (B, T)): the log-probabilities that the loss's gradient flows through.
         selected (`Tensor` of shape (B, T), bool, *optional*): the tokens that the control restrains.
     """
 
     inputs: dict[str, Any]
-    mask: Tensor
-    logps: Tensor
-    old_logps: Tensor
-    entropies: Tensor
+    batch: TokenBatch
+    live_logps: Tensor
     selected: Tensor | None
 
 
@@ -52,6 +51,7 @@ class StepFacts:
     num_generations: int
     ranks: Ranks
     entropies: Callable[[dict[str, Any]], Tensor]
+    weights: Callable[[dict[str, Any], Tensor], Tensor]
 
 
 class CovarianceRecorder(TrainerCallback):
@@ -116,10 +116,13 @@ class CovarianceRecorder(TrainerCallback):
             raise ValueError(f"Unknown `token_records` key {unknown[0]!r}. Valid: {', '.join(map(repr, known))}.")
         return cls(**options)
 
-    def wants(self, step: int) -> bool:
+    def wants(self, step: int, inputs: dict[str, Any]) -> bool:
         """Whether the trainer shall show the tokens of this step (counted from 1)."""
         chosen = (step - 1) % self.every == 0 if self.every is not None else step in (self.steps or ())
-        return chosen and (len(self._recorded) < self.max_steps or step in self._recorded)
+        chosen = chosen and (len(self._recorded) < self.max_steps or step in self._recorded)
+        if chosen and "group_accuracy" not in inputs:
+            logger.warning(f"Step {step} is not recorded: its rollout was made by a run without a recorder.")
+        return chosen and "group_accuracy" in inputs
 
     def observe(self, micro_batch: ObservedMicroBatch, facts: StepFacts) -> None:
         """Take a micro-batch of a step that is wanted. Every process must have as many."""
@@ -184,16 +187,15 @@ class _Step:
     def __init__(self, micro_batches: list[ObservedMicroBatch], facts: StepFacts, entropy_change: bool):
         self.facts = facts
         self.inputs = [micro_batch.inputs for micro_batch in micro_batches]
-        self.mask = _pad([m.mask for m in micro_batches])
+        self.mask = _pad([m.batch.mask for m in micro_batches])
         self.logps, self.old_logps, self.entropies = (
-            _pad([getattr(m, name).where(m.mask, 0.0) for m in micro_batches])
-            for name in ("logps", "old_logps", "entropies")
+            _pad([getattr(m.batch, name) for m in micro_batches]) for name in ("logps", "old_logps", "entropies")
         )
-        selected = [m.mask.new_zeros(m.mask.shape) if m.selected is None else m.selected for m in micro_batches]
+        selected = [torch.zeros_like(m.batch.mask) if m.selected is None else m.selected for m in micro_batches]
         self.selected = _pad(selected)
         advantages = [inputs["advantages"] for inputs in self.inputs]
         self.advantages = _pad(
-            [a.reshape(len(a), -1).expand_as(m.mask) for a, m in zip(advantages, micro_batches, strict=True)]
+            [a.reshape(len(a), -1).expand_as(m.batch.mask) for a, m in zip(advantages, micro_batches, strict=True)]
         )
         self.covariance = token_covariance(self.logps, self.advantages, self.mask, facts.ranks)
         self.entropies_after: Tensor | None = None

@@ -4,17 +4,21 @@ Where all completions of a prompt have the same reward, all advantages are 0 and
 are dropped, and others are generated from new prompts until the rollout is full, for a number of rounds at most.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 #: The completions of one prompt. A completion is a mapping of what there is to know of it.
@@ -35,6 +39,8 @@ class PromptStream:
         seed (`int`): of the order.
     """
 
+    file = "prompt_stream.json"
+
     def __init__(self, dataset: Dataset | IterableDataset, shuffle: bool, seed: int):
         self.dataset = dataset.shuffle(seed=seed) if isinstance(dataset, IterableDataset) and shuffle else dataset
         self.shuffle = shuffle
@@ -50,6 +56,17 @@ class PromptStream:
     @position.setter
     def position(self, value: int) -> None:
         self._position, self._rows = value, None
+
+    def reset(self) -> None:
+        self.position = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load(self, stored: dict[str, Any], checkpoint: Path) -> None:
+        self.position = stored.get("position", 0)
+        if not stored:
+            logger.warning(f"{checkpoint} was saved without dynamic sampling: its prompts start from the first.")
 
     @property
     def epoch(self) -> float:

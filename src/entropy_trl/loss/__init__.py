@@ -1,0 +1,1 @@
+"""Where a control meets the loss of TRL."""

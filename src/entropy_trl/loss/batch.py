@@ -1,0 +1,136 @@
+"""[`TokenBatches`]: TRL's inputs of the loss as a control sees them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
+from entropy_trl.tokens.ranks import Ranks
+from entropy_trl.tokens.types import TokenBatch
+
+
+#: What TRL's forward pass takes beside the token ids (images and the like), by name.
+_FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+
+
+class TokenBatches:
+    """Makes a [`TokenBatch`] of TRL's inputs, and tells what TRL's loss does with its tokens.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): whose loss it is.
+        forward: TRL's own forward pass.
+        ranks ([`Ranks`]): the processes that the pool extends over.
+        drops_tokens (`bool`): whether the control spares tokens that the ratio clip has stopped.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, forward: Callable[..., Any], ranks: Ranks, drops_tokens: bool):
+        self.trainer = trainer
+        self.forward = forward
+        self.ranks = ranks
+        self.drops_tokens = drops_tokens
+        self.state: Mapping[str, float] = {}
+
+    def of(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None = None) -> TokenBatch:
+        """The tokens of a micro-batch (or of several, concatenated) as a control sees them.
+
+        Args:
+            inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
+            logps (`Tensor` of shape (B, T)): log-probabilities to score the tokens by.
+            entropies (`Tensor` of shape (B, T), *optional*): of the current policy.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        old_logps = inputs.get("old_per_token_logps", logps.detach())
+        advantages = inputs["advantages"]
+        advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+        clipped = None
+        if (
+            self.drops_tokens
+            and trainer.loss_type in CLIPPED_LOSS_TYPES
+            and logps is not old_logps  # a step pool, scored with the rollout's policy, has no ratio to clip
+        ):
+            clipped = clipped_tokens(
+                logps - old_logps, advantages, trainer.epsilon_low, trainer.epsilon_high, args.delta
+            )
+        # Autocast computes in the reduced type although the log-probabilities come out as float32. Two engines were
+        # measured to differ by half an epsilon of bf16 (sums are in float32) and by four epsilons of float32.
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else trainer.model.dtype
+        epsilons = 1 if dtype in (torch.bfloat16, torch.float16) else 8
+        return TokenBatch(
+            logps=logps,
+            old_logps=old_logps,
+            advantages=advantages,
+            mask=mask,
+            row_ids=inputs["row_ids"],
+            clipped=clipped,
+            # Odd multiplier, so that the steps of one seed and the seeds of one step all differ.
+            seed=args.seed * 0x9E3779B97F4A7C15 + trainer.state.global_step,
+            rounding=epsilons * torch.finfo(dtype).eps,
+            ranks=self.ranks,
+            entropies=entropies,
+            progress=min(trainer.state.global_step / max(trainer.state.max_steps, 1), 1.0),
+            state=self.state,
+        )
+
+    def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight of each token of a micro-batch in TRL's loss, (B, T)."""
+        accumulation_steps = self.trainer.current_gradient_accumulation_steps
+        step_items = (
+            inputs["num_items_in_batch"].clamp(min=1.0)
+            / self.trainer.accelerator.num_processes
+            * accumulation_steps
+            / self.trainer.args.steps_per_generation
+        )
+        return token_weights(
+            self.trainer.loss_type,
+            mask,
+            accumulation_steps=accumulation_steps,
+            max_completion_length=self.trainer.max_completion_length,
+            step_items=step_items,
+            dtype=dtype,
+        )
+
+    def score(self, model, inputs: dict[str, Any], compute_entropy: bool = False) -> tuple[Tensor, Any]:
+        """Log-probabilities (and entropies) of a micro-batch's completion tokens under the current policy.
+
+        A forward pass without gradient, (B, T), nats. Only a step of several micro-batches needs it, and only if TRL
+        does not have the rollout's log-probabilities (strictly on-policy) or they are not wanted
+        (`entropy_control_scores="current"`): of one micro-batch the loss's own forward pass tells.
+        """
+        checkpointing = self.trainer.args.gradient_checkpointing_kwargs
+        with torch.no_grad(), disable_gradient_checkpointing(self.trainer.model, checkpointing):
+            logps, entropies, _ = self.forward(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+                compute_entropy=compute_entropy,
+                **{name: inputs[name] for name in _FORWARD_INPUTS & inputs.keys()},
+            )
+        return logps, entropies
+
+    def check_finite(self, batch: TokenBatch) -> None:
+        """Raise FloatingPointError, on all ranks, if a valid token has a log-probability or advantage not finite."""
+        accelerator, step = self.trainer.accelerator, self.trainer.state.global_step
+        tensors = (batch.logps.detach(), batch.old_logps, batch.advantages)
+        # A sum that is finite has finite terms only. Few steps come past this, and all ranks together.
+        total = accelerator.reduce(torch.stack([x.sum(dtype=torch.float32) for x in tensors]), reduction="sum")
+        if total.isfinite().all():
+            return
+        bad = torch.stack([(~x.isfinite() & batch.mask).sum() for x in tensors] + [batch.mask.sum()])
+        logps, old_logps, advantages, tokens = accelerator.reduce(bad, reduction="sum").tolist()
+        if logps or old_logps or advantages:
+            raise FloatingPointError(
+                f"Optimizer step {step + 1}: of {tokens} valid completion tokens, {logps} have a "
+                f"log-probability that is not finite, {old_logps} a rollout log-probability that is not finite and "
+                f"{advantages} an advantage that is not finite. The weights are still those of step "
+                f"{step}. Look for an overflow (a lower learning rate, bf16 instead of fp16) or for "
+                "a reward function that returns NaN or infinity."
+            )

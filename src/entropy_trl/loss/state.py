@@ -1,0 +1,41 @@
+"""[`ControlState`]: the numbers that a control carries from step to step."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from entropy_trl.controls import EntropyControl
+
+
+logger = logging.getLogger(__name__)
+
+
+class ControlState:
+    """The state of a control (`EntropyControl.next_state`), as a run goes on and as checkpoints keep it."""
+
+    file = "entropy_control_state.json"
+
+    def __init__(self, control: EntropyControl, name: str | None):
+        self.control = control
+        self.name = name
+        self.values = control.initial_state()
+
+    def advance(self, entropy: float, progress: float) -> None:
+        """Go on to the state after a step with this mean entropy; stay where no token had one."""
+        if self.values and not math.isnan(entropy):
+            self.values = self.control.next_state(self.values, entropy, progress)
+
+    def reset(self) -> None:
+        self.values = self.control.initial_state()
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.values)
+
+    def load(self, stored: dict[str, Any], checkpoint: Path) -> None:
+        if stored.keys() == self.values.keys():
+            self.values = stored
+        else:
+            logger.warning(
+                f"{checkpoint} was saved with another entropy control: the state of {self.name!r} starts afresh."
+            )

@@ -1,0 +1,93 @@
+"""[`StepWindow`]: what a control selects in one optimizer step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor
+from trl import GRPOTrainer
+
+from entropy_trl.controls import EntropyControl
+from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.metrics import StepMetrics
+from entropy_trl.tokens.covariance import covariance_metrics
+from entropy_trl.tokens.types import TokenBatch
+
+
+class StepWindow:
+    """One optimizer step: the tokens that the control selected in it, and its metrics."""
+
+    def __init__(self, trainer: GRPOTrainer, batches: TokenBatches, control: EntropyControl, model):
+        self.trainer = trainer
+        self.batches = batches
+        self.control = control
+        self.size = trainer.current_gradient_accumulation_steps
+        self.position = 0
+        self.metrics = StepMetrics(trainer.accelerator.device)
+        self.micro_batches: list[dict[str, Any]] = []
+        self.selected: Tensor | None = None
+        self.shared: Mapping[str, Tensor] = {}
+        if control.needs_pool and trainer.args.entropy_control_pool == "step" and self.size > 1:
+            self._select_step(model)
+
+    def _select_step(self, model) -> None:
+        """Select over all micro-batches of the step before the first of them is trained on."""
+        trainer = self.trainer
+        first = trainer._step % trainer.args.steps_per_generation
+        self.micro_batches = (trainer._buffered_inputs or [])[first : first + self.size]
+        if len(self.micro_batches) < self.size:
+            raise RuntimeError(
+                f"Optimizer step {trainer.state.global_step + 1} has {self.size} micro-batches, but only "
+                f"{len(self.micro_batches)} of them belong to the current rollout (TRL {trl.__version__}): a pool "
+                'over the step is not possible. Use `entropy_control_pool="micro_batch"`.'
+            )
+        keys = ["completion_mask", "advantages", "row_ids"]
+        keys += [key for key in ("tool_mask", "old_per_token_logps") if key in self.micro_batches[0]]
+        pool = {key: torch.cat([inputs[key] for inputs in self.micro_batches]) for key in keys}
+        entropies = None
+        if self._takes_rollout_scores(pool):
+            scores = pool["old_per_token_logps"]
+        else:
+            compute_entropy = self.control.scores_entropies
+            scored = [self.batches.score(model, inputs, compute_entropy) for inputs in self.micro_batches]
+            scores = torch.cat([logps for logps, _ in scored])
+            entropies = torch.cat([values for _, values in scored]) if compute_entropy else None
+        batch = self.batches.of(pool, scores, entropies)
+        self.batches.check_finite(batch)
+        self.selected = self._select(batch)
+
+    def _takes_rollout_scores(self, inputs: dict[str, Any]) -> bool:
+        """Whether the pool is scored by the policy that the rollout was scored with."""
+        wanted = self.trainer.args.entropy_control_scores == "rollout" and not self.control.scores_entropies
+        return wanted and inputs.get("old_per_token_logps") is not None
+
+    def _select(self, pool: TokenBatch) -> Tensor:
+        selection = self.control.select(pool)
+        selected = selection.selected
+        if selection.covariance is not None:
+            if self.trainer.args.entropy_control_pool == "step":
+                # Where all advantages are equal there is nothing to select. The authors' code takes arbitrary tokens.
+                selected = selected & (selection.covariance != 0)
+            self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selected, pool.ranks))
+        self.metrics.add(selection.metrics)
+        self.shared = selection.shared
+        return selected
+
+    def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:
+        """The selected tokens of the micro-batch at hand, (B, T), bool."""
+        if self.selected is not None:
+            if self.micro_batches[self.position]["completion_ids"] is not inputs["completion_ids"]:
+                raise RuntimeError(
+                    f"Micro-batch {self.position + 1} of {self.size} is not the one in TRL's rollout buffer (TRL "
+                    f"{trl.__version__}): the selection made for the step does not fit it. Use "
+                    '`entropy_control_pool="micro_batch"` with a trainer that changes the inputs of the loss.'
+                )
+            rows = inputs["completion_ids"].size(0)
+            return self.selected[self.position * rows : (self.position + 1) * rows]
+        if not self.control.needs_pool:
+            return torch.zeros_like(batch.mask)
+        if self.trainer.args.entropy_control_pool == "step" and self._takes_rollout_scores(inputs):
+            # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
+            batch = self.batches.of(inputs, inputs["old_per_token_logps"])
+        return self._select(batch)

@@ -1,0 +1,1 @@
+"""What watches a run: token records, entropy regions, the entropy law."""

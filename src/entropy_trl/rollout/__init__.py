@@ -1,0 +1,1 @@
+"""What a rollout is made of: dynamic sampling, advantages, diversity."""

@@ -1,0 +1,172 @@
+"""[`GenerationRounds`]: the rounds in which dynamic sampling makes one rollout."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from trl import GRPOTrainer
+
+from entropy_trl.rollout.sampling import Group, PromptStream, fill_rollout, has_signal
+
+
+def weighted_reward(rewards: Tensor, weights: Tensor) -> Tensor:
+    """The reward of each completion, (N,), as TRL adds up its reward functions' (N, F); NaN if none scored it."""
+    total = (rewards * weights.to(rewards.device)).nansum(dim=1)
+    return total.masked_fill(rewards.isnan().all(dim=1), float("nan"))
+
+
+def make_prompt_stream(trainer: GRPOTrainer) -> PromptStream:
+    """The stream of a trainer's prompts.
+
+    Raises:
+        ValueError: the trainer has environments, or prompts with images.
+    """
+    if trainer.environment_factories is not None:
+        raise ValueError("`dynamic_sampling` does not know environments, which own their prompts. Switch one off.")
+    columns = trainer.train_dataset.column_names or next(iter(trainer.train_dataset)).keys()
+    if {"image", "images"} & set(columns):
+        raise ValueError("`dynamic_sampling` does not know prompts with images. Set `dynamic_sampling=False`.")
+    return PromptStream(trainer.train_dataset, trainer.shuffle_dataset, trainer.args.seed)
+
+
+class GenerationRounds:
+    """The rounds in which dynamic sampling makes one rollout, by TRL's own generation and rewards.
+
+    Args:
+        trainer: the trainer.
+        stream: where prompts come from.
+        generate, calculate_rewards: TRL's methods.
+    """
+
+    def __init__(
+        self,
+        trainer: GRPOTrainer,
+        stream: PromptStream,
+        generate: Callable[..., Any],
+        calculate_rewards: Callable[..., Tensor],
+    ):
+        self.trainer = trainer
+        self.stream = stream
+        self.generate = generate
+        self.calculate_rewards = calculate_rewards
+        self.taken: list[dict[str, Any]] = []  # rows of the data set, of all processes
+        self.rewards: list[Tensor] = []  # of each round, of all processes
+
+    def fill(self, rows: list[dict[str, Any]], prompts: list[Any]) -> tuple[tuple[Any, ...], Tensor]:
+        """Generate until the rollout is full of groups with a signal (see [`fill_rollout`]).
+
+        `rows` and `prompts`, which TRL holds, become those of the groups that are kept.
+
+        Returns:
+            What TRL's `_generate` returns, and the rewards of all processes, (N, number of reward functions).
+        """
+        start = time.perf_counter()
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        metrics = trainer._metrics["train"]
+        logged = {name: len(values) for name, values in metrics.items()}
+        rollout = fill_rollout(
+            self._make_groups,
+            self._has_signal,
+            lambda flags: accelerator.gather(torch.tensor(flags, device=accelerator.device)).tolist(),
+            gather_object,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            groups_per_process=len(prompts) // trainer.num_generations,
+            max_rounds=trainer.args.max_generation_rounds,
+            train_on_incomplete=trainer.args.dynamic_sampling_incomplete == "train",
+        )
+        self.stream.put_back(self.taken[rollout.used :])  # the prompts that were too many come again
+        kept = [completion for group in rollout.groups for completion in group]
+        columns = {name: [completion[name] for completion in kept] for name in kept[0]}
+        rows[:], prompts[:] = columns["row"], columns["prompt"]
+        for name in {name for extra in columns["extra"] for name in extra}:
+            trainer._pending_extra_logs[name] = [extra.get(name) for extra in columns["extra"]]
+
+        self._merge_rounds(metrics, logged)
+        for name, value in {
+            "rounds": rollout.rounds,
+            "acceptance_rate": rollout.with_signal / rollout.generated,
+            "prompts": rollout.generated,
+            "epoch": self.stream.epoch,
+            "reward": torch.cat([weighted_reward(rewards, trainer.reward_weights) for rewards in self.rewards])
+            .nanmean()
+            .item(),
+            "seconds": time.perf_counter() - start,
+        }.items():
+            metrics[f"dynamic_sampling/{name}"].append(value)
+
+        tool_mask, logps = (columns[n] if columns[n][0] is not None else None for n in ("tool_mask", "logps"))
+        output: tuple[Any, ...] = (
+            columns["prompt_ids"],
+            columns["ids"],
+            tool_mask,
+            columns["completion"],
+            logps,
+            {},
+            None,
+            [],
+        )
+        return output, accelerator.gather(torch.stack(columns["rewards"]).to(accelerator.device))
+
+    def _make_groups(self, n: int) -> list[Group]:
+        """The next `n` prompts of this process, generated and scored."""
+        trainer, size = self.trainer, self.trainer.num_generations
+        rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        taken = self.stream.take(n * processes)
+        self.taken += taken
+        rows = [dict(row) for row in taken[rank * n : (rank + 1) * n] for _ in range(size)]
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids, ids, tool_mask, completions, logps, fields, images, tool_images = self.generate(prompts)
+        if images is not None or any(tool_images):
+            raise ValueError("`dynamic_sampling` does not know images, in prompts or from tools. Switch it off.")
+        for name, values in fields.items():  # of a rollout_func, for the reward functions
+            for row, value in zip(rows, values if isinstance(values, list) else [values] * len(rows), strict=True):
+                row[name] = value
+        self.rewards.append(self.calculate_rewards(rows, prompts, completions, ids))
+        rewards = self.rewards[-1][rank * len(rows) : (rank + 1) * len(rows)].cpu()
+        logged = trainer._pending_extra_logs
+        extras = [{name: values[i] for name, values in logged.items() if i < len(values)} for i in range(len(rows))]
+        logged.clear()
+        completion_columns = {
+            "row": rows,
+            "prompt": prompts,
+            "prompt_ids": prompt_ids,
+            "ids": ids,
+            "tool_mask": tool_mask or [None] * len(rows),
+            "completion": completions,
+            "logps": logps or [None] * len(rows),
+            "rewards": rewards,
+            "extra": extras,
+        }
+        made = [{name: values[i] for name, values in completion_columns.items()} for i in range(len(rows))]
+        return [made[i : i + size] for i in range(0, len(made), size)]
+
+    def _has_signal(self, group: Group) -> bool:
+        rewards = torch.stack([completion["rewards"] for completion in group])
+        if self.trainer.multi_objective_aggregation == "sum_then_normalize":
+            return has_signal(weighted_reward(rewards, self.trainer.reward_weights))
+        return has_signal(rewards[:, self.trainer.reward_weights.cpu() != 0])
+
+    def _merge_rounds(self, metrics: dict[str, list[float]], logged: dict[str, int]) -> None:
+        """Make one value a rollout of what TRL has logged in every round."""
+        sizes = [len(rewards) for rewards in self.rewards]
+        clipped = metrics["completions/clipped_ratio"][logged.get("completions/clipped_ratio", 0) :]
+        terminated = [round(n * (1 - share)) for n, share in zip(sizes, clipped, strict=True)]
+        calls = metrics.get("tools/call_frequency", [])[logged.get("tools/call_frequency", 0) :]
+        calls = [round(n * each) for n, each in zip(sizes, calls, strict=False)]  # none without tools
+        for name, values in metrics.items():
+            rounds = values[logged.get(name, 0) :]
+            if len(rounds) != len(sizes):
+                continue  # not logged by the rounds
+            # Of terminated completions, and of failures by tool call, TRL logs 0 in a round that has none.
+            weights = terminated if "terminated" in name else calls if name == "tools/failure_frequency" else sizes
+            weights = weights if any(weights) else sizes
+            counted = [(value, n) for value, n in zip(rounds, weights, strict=True) if n]
+            if "/min" in name or "/max" in name:
+                value = (min if "/min" in name else max)(value for value, _ in counted)
+            else:
+                value = sum(value * n for value, n in counted) / sum(n for _, n in counted)
+            values[logged.get(name, 0) :] = [value]

@@ -1,0 +1,1 @@
+"""What outlives a run: checkpoints, uploads, the model card."""

@@ -1,0 +1,147 @@
+"""[`ResumingTrainer`]: TRL's GRPOTrainer whose interrupted runs go on bit for bit, inside a rollout too.
+
+TRL saves no rollout, and makes a new one where it goes on in the middle of one: another run from there on.
+"""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from entropy_trl.saving.checkpoint import (
+    MANIFEST,
+    TRAINER_STATE,
+    Layout,
+    checkpoint_to_resume,
+    load_rollout,
+    rollout_file,
+    rotate,
+    save_rollout,
+    write_manifest,
+)
+from entropy_trl.saving.uploads import PushingTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """What has a state of its own that a checkpoint keeps, as JSON, in a file of that name."""
+
+    file: str
+
+    def reset(self) -> None:
+        """Begin as a new run does."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint shall keep; nothing is written if it is empty."""
+
+    def load(self, stored: dict[str, Any], checkpoint: Path) -> None:
+        """Take up what a checkpoint kept; empty if it kept nothing."""
+
+
+class ResumingTrainer(PushingTrainer):
+    """TRL's GRPOTrainer with complete checkpoints, and an exact resume of everything in `_stateful`."""
+
+    def __init__(self, *args, **kwargs):
+        self._stateful: list[Stateful] = []
+        self._resumed: Path | None = None  # the checkpoint that the run goes on from
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _keeps_rollout(self) -> bool:
+        """What is more than TRL's GRPOTrainer resumes exactly, and needs TRL's rollout for it."""
+        return bool(self._stateful)
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Trains, as [`~transformers.Trainer.train`] does.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint folder, or `True` for the newest complete one in `args.output_dir`: those that an
+                interruption left incomplete are passed over with a warning. `"auto"` is `True` if there is one, and
+                otherwise starts from the beginning.
+
+        Raises:
+            ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
+        """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
+        self._resumed = checkpoint
+        for part in self._stateful:
+            part.reset()
+        if self._keeps_rollout:
+            # A run that was interrupted inside a step leaves TRL's counter and rollout behind. The data start afresh,
+            # and so must they, or the steps would no longer lie inside the rollouts.
+            self._step, self._buffered_inputs = 0, None
+            self._last_loaded_step = -1  # nor has vLLM the weights that this run starts from
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    # TRL's sampler draws an order an epoch from one generator, and would begin with the first epoch's when it resumes.
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        if self._keeps_rollout and self._resumed is not None and self.shuffle_dataset:
+            steps = json.loads((self._resumed / TRAINER_STATE).read_text())["global_step"]
+            micro_batches = len(sampler) // self.args.generation_batch_size
+            for _ in range(steps // math.ceil(micro_batches / self.args.gradient_accumulation_steps)):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return sampler
+
+    # An older checkpoint is deleted only when all processes have written all of the new one.
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial=trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run in the same folder, now overwritten
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        # By TRL's count: an epoch may end in a step of fewer micro-batches. (With the control off it is not restored.)
+        step = self._step if self._keeps_rollout else self.state.global_step * self.args.gradient_accumulation_steps
+        inside_rollout = self._inside_rollout(step)
+        for part in self._stateful:
+            if part.state() and self.args.should_save:
+                (folder / part.file).write_text(json.dumps(part.state()) + "\n")
+        if self._keeps_rollout:
+            path = rollout_file(folder, self.accelerator.process_index)
+            if self._buffered_inputs is not None and inside_rollout:
+                save_rollout(path, self._step, self._buffered_inputs)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier run
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder, Layout.of(self.args), inside_rollout)
+            if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
+                rotate(run, limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not self._keeps_rollout or checkpoint is None:
+            return
+        for part in self._stateful:
+            file = Path(checkpoint) / part.file
+            part.load(json.loads(file.read_text()) if file.exists() else {}, Path(checkpoint))
+        path = rollout_file(checkpoint, self.accelerator.process_index)
+        if path.exists():
+            self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
+        elif self._lies_inside_rollout(Path(checkpoint)):
+            logger.warning(
+                f"{checkpoint} lies inside a rollout but does not have it (it was not saved by CovGRPOTrainer with an "
+                "entropy control): a new rollout is made, and the run differs from one that was not interrupted."
+            )
+
+    def _lies_inside_rollout(self, checkpoint: Path) -> bool:
+        if (checkpoint / MANIFEST).exists():
+            return json.loads((checkpoint / MANIFEST).read_text())["inside_rollout"]
+        return self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
+
+    def _inside_rollout(self, step: int) -> bool:
+        return step % (self.args.steps_per_generation * self.num_iterations) != 0

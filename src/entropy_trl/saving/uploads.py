@@ -1,0 +1,120 @@
+"""[`PushingTrainer`]: TRL's GRPOTrainer whose uploads may fail without harm to the model or the run.
+
+What goes wrong at the Hub is a warning. Only what the user alone can put right is an error, and only before training.
+"""
+
+import logging
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress, hf_api
+from trl import GRPOTrainer
+
+from entropy_trl.saving.checkpoint import MANIFEST
+from entropy_trl.saving.hub import (
+    REQUEST_ERRORS,
+    PushMistake,
+    Uploads,
+    describe,
+    intended_name,
+    limit_waiting,
+    make_repository,
+)
+from entropy_trl.saving.model_card import extend_card
+
+
+logger = logging.getLogger(__name__)
+
+
+class PushingTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer with uploads that are followed, and a model card with what the run did."""
+
+    hub_model_id: str | None
+    push_in_progress: PushInProgress | None
+
+    def __init__(self, model, reward_funcs, args, *trainer_args, **trainer_kwargs):
+        self._uploads = Uploads(args)
+        super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
+        self._uploads.started = True
+
+    def init_hf_repo(self, token=None):
+        self.push_in_progress = None
+        if self.args.hub_token is not None:  # `training_args.bin`, which is uploaded, would have it in plain text
+            hf_api().token, self.args.hub_token = self.args.hub_token, None
+        mistake = None
+        if self.is_world_process_zero():
+            try:
+                self.hub_model_id = make_repository(self.args, token)
+            except (PushMistake, *REQUEST_ERRORS) as error:
+                if self._uploads.started:
+                    self._uploads.failed(Path(self.args.output_dir), error)
+                elif isinstance(error, PushMistake):
+                    mistake = str(error)
+                else:
+                    logger.warning(
+                        f"The Hub cannot be used now ({describe(error)}). Training goes on, and pushing is tried again "
+                        "later: nothing is lost."
+                    )
+        if not self._uploads.started and self.accelerator.num_processes > 1:
+            (mistake,) = broadcast_object_list([mistake])
+        if mistake is not None:
+            raise PushMistake(mistake)
+
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
+        """Saves the model and its card, and uploads them, as [`~transformers.Trainer.push_to_hub`] does.
+
+        Everything is complete in `args.output_dir` before the upload begins. An upload that fails does not raise: it
+        warns, with the command that uploads the same later, and is listed in `hub_failures`.
+
+        Returns:
+            `CommitInfo`, or its `Future` if not `blocking`. `None` if the upload failed, and on all processes but the
+            first.
+        """
+        if self.is_world_process_zero():
+            limit_waiting()
+            self._finish_current_push()  # it reads the files that are now written anew
+            if self.hub_model_id is None:
+                self.init_hf_repo(token)
+            if self.hub_model_id is None:  # and it has been told why
+                self.save_model(_internal_call=True)
+                self.create_model_card(**{"model_name": intended_name(self.args).split("/")[-1]} | kwargs)
+                return None
+        job = super().push_to_hub(commit_message, False, token, revision, **kwargs)
+        if job is None:
+            return None
+        self._uploads.watch(str(self.hub_model_id), "", Path(self.args.output_dir), job)
+        if not blocking:
+            return job
+        return None if job.exception() is not None else job.result()
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        # Transformers calls this before the rollout and the manifest are there, `_save_checkpoint` when they are.
+        folder = Path(checkpoint_folder)
+        if not self.is_world_process_zero() or not (folder / MANIFEST).exists():
+            return
+        if self.hub_model_id is None and self.args.hub_strategy != HubStrategy.END:
+            self.init_hf_repo()
+        if self.hub_model_id is None:
+            return
+        known = set() if self.push_in_progress is None else set(self.push_in_progress.jobs)
+        super()._push_from_checkpoint(checkpoint_folder)
+        jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        in_repo = "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
+        sources = (("", Path(self.args.output_dir)), (in_repo, folder))
+        for (path_in_repo, source), job in zip(sources, [job for job in jobs if job not in known], strict=False):
+            self._uploads.watch(self.hub_model_id, path_in_repo, source, job)
+
+    @property
+    def _is_pushing(self) -> bool:
+        return self.args.push_to_hub and self.push_in_progress is not None and not self.push_in_progress.is_done()
+
+    @property
+    def hub_failures(self) -> list[str]:
+        """What was to be uploaded to the Hub and was not: of each a sentence with the command that does it later."""
+        return self._uploads.failures
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            extend_card(Path(self.args.output_dir), self.args, self.state, self.hub_model_id, self.model)
