@@ -64,8 +64,9 @@ class PromptStream:
         return {"position": self.position}
 
     def load(self, stored: dict[str, Any], checkpoint: Path) -> None:
-        self.position = stored.get("position", 0)
-        if not stored:
+        if stored:
+            self.position = stored["position"]
+        else:
             logger.warning(f"{checkpoint} was saved without dynamic sampling: its prompts start from the first.")
 
     @property
