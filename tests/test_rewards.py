@@ -19,7 +19,7 @@ from trl.rewards import accuracy_reward
 
 from entropy_trl import CovGRPOTrainer
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
-from entropy_trl.rewards import ANSWER_FORMATS, MathReward, final_answer, math_reward
+from entropy_trl.rewards import ANSWER_FORMATS, MathReward, accepts_itself, final_answer, math_reward
 
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +103,8 @@ def test_final_answer(text, expected):
         ("\\boxed{\\boxed{3}}", "3", "", "", "3"),
         ("\\\\boxed{3}", "3", "", "", "3"),  # backslashes escaped once more
         ("\\fbox{3} \\boxed {4}", "4", "", "", "4"),
+        ("so \\fbox{\\frac{1}{2}}.", "\\frac{1}{2}", "", "", "\\frac{1}{2}"),
+        ("Answer\uff1a 34", "", "34", "", "34"),
         ("} { \\boxed{\\{3\\}}", "\\{3\\}", "", "", "\\{3\\}"),
     ],
 )
@@ -291,6 +293,37 @@ def test_conversations_other_columns_and_numbers():
         [{"role": "assistant", "content": [{"type": "text", "text": None}]}],
     ]
     assert math_reward(completions, solution=[3] * 5, prompts=["?"] * 5, ability=["MATH"] * 5) == [1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "space", [*map(chr, (0x0B, 0x0C, 0x85, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x205F, 0x3000))]
+)
+def test_any_white_space_after_a_sign(space):
+    assert math_reward([box(f"-{space}7"), box(f"-{space}7"), f"Answer: +{space}4"], ["-7", "8", "5"])[1:] == [0, 0]
+
+
+@pytest.mark.parametrize("completion", [[], [{"role": "assistant", "tool_calls": []}], [{"content": ["Answer: 4"]}]])
+def test_a_conversation_without_content_raises_nothing(completion):
+    assert math_reward([completion], ["3"]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer_format", "expected"),
+    [
+        ("34", "boxed", True),
+        (34, "answer_line", True),
+        ("\\frac{1}{2}", "answer_tag", True),
+        ("so \\boxed{x+1}", "any", True),
+        ("", "boxed", False),
+        (None, "boxed", False),
+        (float("nan"), "boxed", False),
+        ("}{", "boxed", False),
+        ("a\nb", "answer_line", False),
+        ("9" * 1001, "boxed", False),
+    ],
+)
+def test_accepts_itself(solution, answer_format, expected):
+    assert accepts_itself(solution, answer_format) is expected
 
 
 def test_length_mismatch_is_an_error():

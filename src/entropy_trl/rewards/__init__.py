@@ -15,7 +15,7 @@ from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
 from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
 
 
-__all__ = ["ANSWER_FORMATS", "MathReward", "final_answer", "math_reward"]
+__all__ = ["ANSWER_FORMATS", "MathReward", "accepts_itself", "final_answer", "math_reward"]
 
 _NO_ANSWER = "no answer"
 _METRICS = {_NO_ANSWER: "no_answer", UNPARSED: "unparsed", TIMEOUT: "timeouts", CRASH: "crashes"}
@@ -131,6 +131,37 @@ def math_reward(
     return _shared(completions, solution, answer_format, **kwargs)
 
 
+def accepts_itself(solution: Any, answer_format: str = "boxed") -> bool:
+    r"""Check that a row's solution earns 1.0 when a completion gives it as the answer.
+
+    A row that fails can never be solved. Reasons: no answer, more than 1,000 characters, braces that do not match, or a
+    line break where the answer is one line. The check needs no worker process.
+
+    Args:
+        solution: The reference of a row, as `math_reward` gets it.
+        answer_format: One of `ANSWER_FORMATS`: where a completion would write the answer.
+
+    Returns:
+        Whether `math_reward` gives 1.0 to a completion that writes the reference in this format.
+
+    Example:
+
+    ```python
+    >>> accepts_itself(r"\frac{1}{2}")
+    True
+    >>> accepts_itself("first line\nsecond line", "answer_line")
+    False
+    ```
+    """
+    reference = _reference(solution)
+    answer = final_answer(_COMPLETIONS.get(answer_format, _COMPLETIONS["boxed"]).format(reference), answer_format)
+    return compare(answer, reference) == EQUAL
+
+
+#: A completion that gives an answer, by format.
+_COMPLETIONS = {"boxed": "\\boxed{{{}}}", "answer_line": "Answer: {}", "answer_tag": "<answer>{}</answer>"}
+
+
 def _processors() -> int:
     """4 workers, or fewer where the processes of this machine (torchrun says how many) have fewer processors each."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -146,7 +177,9 @@ def _reference(solution: Any) -> str:
 
 def _text(completion: Any) -> str:
     """The text of a completion, which is plain or a conversation."""
-    content = completion if isinstance(completion, str) else completion[-1]["content"]
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1].get("content") if completion else None  # a tool call has no content
     if isinstance(content, list):  # content in parts: only the parts of text can hold an answer
-        content = "".join(part.get("text") or "" for part in content)
+        content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
     return content or ""

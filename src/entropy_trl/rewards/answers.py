@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 
 # `\\.` takes escaped braces, which are text. Some models write two backslashes.
-_BOX_OR_BRACE = re.compile(r"\\{1,2}f?boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _MARKUP = re.compile(r"\\q?quad|\\text|\\[,;: ()\[\]]|[{}$\s]")
 _CONJUNCTION = re.compile(r"[^.:?!\n]*(?:[,;]|and|or)(?:[a-zA-Z]\w{0,4}=)?")
 _LONGEST_CONJUNCTION, _MOST_BOXES = 60, 50
-_LINE = re.compile(r"\banswer\s*(?:\*+\s*)?:", re.IGNORECASE)
+_LINE = re.compile(r"\banswer\s*(?:\*+\s*)?[:\uff1a]", re.IGNORECASE)
 
 
 def final_answer(text: str, answer_format: str = "any") -> str:

@@ -160,7 +160,7 @@ def _number(text: str) -> Fraction | None:
     if match := _SCIENTIFIC.fullmatch(text):
         mantissa, *exponents = match.groups()
         exponent = next((int(group) for group in exponents if group), 0)
-        return Fraction(re.sub("[, ]", "", mantissa)) * Fraction(10) ** exponent
+        return Fraction(re.sub(r"[,\s]", "", mantissa)) * Fraction(10) ** exponent
     if match := _FRACTION.fullmatch(text):
         sign, *groups = match.groups()
         whole, numerator, denominator = (int(g) for g in _three(groups))
