@@ -190,6 +190,30 @@ def test_trackers_get_the_figures(tmp_path):
         assert dict(zip(series.steps.tolist(), series.values.tolist(), strict=True)) == pytest.approx(logged)
 
 
+@pytest.mark.parametrize("failing", ["tracker", "log"])
+def test_figures_that_fail_do_not_end_a_training(tmp_path, caplog, failing):
+    """The model is saved after `on_train_end`. W&B without a run refuses a picture; a text is no step."""
+    state = TrainerState(is_world_process_zero=True)
+    state.log_history = [{"step": 1, "entropy": 0.5, "reward": 0.1}]
+    if failing == "log":
+        state.log_history.append({"step": "one", "entropy": 0.5})
+    arguments = TrainingArguments(str(tmp_path / "run"), report_to=["wandb"])
+    with caplog.at_level(logging.WARNING, "entropy_trl"):
+        EntropyLawCallback(figures=True).on_train_end(arguments, state, TrainerControl())
+    assert "wandb get no figures of this run" in caplog.text
+    assert "The training is complete." in caplog.text
+    assert "wandb.init" in caplog.text if failing == "tracker" else "ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan, 1e308])
+def test_odd_values_do_not_end_a_training(odd):
+    entropies, rewards = np.linspace(1.2, 0.3, 24), np.linspace(0.1, 0.9, 24)
+    for changed in (entropies, rewards):
+        before, changed[12] = changed[12], odd
+        play(entropies, rewards)
+        changed[12] = before
+
+
 def test_with_trls_own_trainer(tiny_model, make_config):
     trainer = GRPOTrainer(
         model=copy.deepcopy(tiny_model),

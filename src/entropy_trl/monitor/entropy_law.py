@@ -101,7 +101,7 @@ class EntropyLawCallback(TrainerCallback):
         if start <= 0:
             return
         values = {"entropy_spent": 1 - now / start}
-        fit = self._fit(points)
+        fit = self._fit(points, state)
         if fit is not None:
             remaining = fit.ceiling - float(fit.predict(now))
             values |= {"a": fit.a, "b": fit.b, "r2": fit.r2, "ceiling": fit.ceiling, "remaining": remaining}
@@ -127,17 +127,24 @@ class EntropyLawCallback(TrainerCallback):
         try:
             return law_points(run, self.reward, self.entropy, benchmark=self.benchmark)
         except ValueError as error:
-            self._has_points = False
-            if state.is_world_process_zero:
-                logger.warning(f"The entropy law is not logged in this run. {error}")
+            self._give_up(state, error)
             return None
 
-    @staticmethod
-    def _fit(points: Points) -> LawFit | None:
-        """The fit to the points so far; None while there are too few, or the entropy has not moved."""
+    def _fit(self, points: Points, state: TrainerState) -> LawFit | None:
+        """The fit to the points so far; None while there are too few, or no fit is possible."""
         if len(points.entropy) < MIN_POINTS or np.ptp(points.entropy) < 1e-3 * points.entropy.max():
             return None
-        return fit_law(points.entropy, points.reward)
+        try:
+            return fit_law(points.entropy, points.reward)
+        except ValueError as error:  # such as an infinite reward
+            self._give_up(state, error)
+            return None
+
+    def _give_up(self, state: TrainerState, error: ValueError) -> None:
+        """Log no more of the law in this run, and say so once: training goes on without it."""
+        self._has_points = False
+        if state.is_world_process_zero:
+            logger.warning(f"The entropy law is not logged in this run. {error}")
 
     def _warn(self, step: int, start: float, now: float, points: Points, fit: LawFit | None) -> None:
         if now > 2 * self.collapse * start:
@@ -160,18 +167,28 @@ class EntropyLawCallback(TrainerCallback):
 
 
 def _report_figures(args: TrainingArguments, state: TrainerState) -> None:
-    """Give the trackers that are on the figures of the run's report."""
+    """Give the trackers that are on the figures of the run's report, or warn why they get none."""
+    try:
+        _send_figures(args, state)
+    # The caller saves the model after this. Whatever a log, matplotlib or a tracker raises, the model must not be
+    # lost for the sake of a picture.
+    except Exception as error:
+        logger.warning(
+            f"{', '.join(args.report_to)} get no figures of this run, because drawing or sending them failed with "
+            f"{type(error).__name__}: {error}. The training is complete. `entropy-trl report {args.output_dir}` draws "
+            "them again.",
+            exc_info=True,
+        )
+
+
+def _send_figures(args: TrainingArguments, state: TrainerState) -> None:
     from entropy_trl.analysis.report import write_report
 
     trackers = [importlib.import_module(name) for name in TRACKERS if name in args.report_to]
     output_dir = Path(str(args.output_dir))
     run = Run(output_dir.name, output_dir, [entry for entry in state.log_history if "step" in entry], args.to_dict())
     with TemporaryDirectory() as folder:
-        try:
-            write_report([run], folder)
-        except (ValueError, OSError) as error:  # the model is not saved yet: training goes on to its end
-            logger.warning(f"{', '.join(args.report_to)} get no figures of this run: {error}")
-            return
+        write_report([run], folder)
         for tracker in trackers:
             images = sorted(Path(folder).glob("figures/*.png"))
             tracker.log({f"report/{image.stem}": tracker.Image(str(image)) for image in images})
