@@ -51,7 +51,9 @@ def write_run(folder, seed=0, collapse=0.05, settings=None, finished=True, log=N
     return folder
 
 
-def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "\n", HOSTILE), length=6, control=None):
+def write_token_records(
+    run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "\n", HOSTILE), length=6, control=None, prompt=HOSTILE
+):
     """Records of 4 prompts with 4 completions each."""
     generator = np.random.default_rng(seed)
     completions = 16
@@ -92,6 +94,6 @@ def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "
             "num_generations": 4,
             "control": control,
             "loss_type": "dapo",
-            "prompts": {group: f"prompt {group} {HOSTILE}" for group in range(4)},
+            "prompts": {group: f"prompt {group} {prompt}" for group in range(4)},
         }
         write_records(run / FOLDER / f"step-{step:08d}.parquet", columns, metadata)

@@ -295,6 +295,28 @@ def test_hostile_text(tmp_path):
     assert {figures.shortened(name) for name in HOSTILE_NAMES} <= set(words)  # the legend
 
 
+@pytest.mark.parametrize("hostile", [*HOSTILE_NAMES, "\ud800\x1b[31m\x9b5m\u202e<b onclick='x()'>"])
+def test_every_text_of_a_records_file_is_text(tmp_path, capsys, hostile):
+    """Both pages show every field that a file of records may bring, and neither gets a tag, a script or a surrogate."""
+    folder = write_run(tmp_path / "run", log=log_of(brief=True))
+    write_token_records(folder, texts=(hostile.replace("\ud800", ""), "7"), control=hostile, prompt=hostile)
+    assert cli.main(["covariance", str(folder), "--html", str(tmp_path / "tokens.html")]) == 0
+    printed = capsys.readouterr().out
+    assert not set("\x1b\x9b\u202e\x07\ud800") & set(printed)
+    assert cli.main(["report", f"{hostile}={folder}", "--title", hostile, "--output", str(tmp_path)]) == 0
+    for name in ("tokens.html", "report.html"):
+        page = Page(tmp_path / name)
+        allowed = {"style", "title", "class", "id", "href", "content"}
+        assert not {"script", "img", "b"} & {tag for tag, _ in page.elements}
+        assert not any(
+            key.startswith("on") for _, attributes in page.elements for key in attributes if key not in allowed
+        )
+        assert not set("\x1b\x9b\u202e\x07") & set(page.text)
+        (policy,) = [a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    assert figures.printable(hostile) in Page(tmp_path / "tokens.html").text  # the prompt
+
+
 def test_long_completions_are_cut(tmp_path):
     folder = write_run(tmp_path / "grpo-seed0", log=[{"step": 1, "entropy": 0.5}])
     write_token_records(folder, length=900, steps=(1,))
