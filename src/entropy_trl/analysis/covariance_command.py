@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ def analyse(options: argparse.Namespace) -> tuple[Results, list[StepRecords]]:
     for file in (options.json, options.html):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"There is no folder {str(file.parent)!r} to write {file.name!r} to.")
-    records = read_records(options.run, options.steps)
+    unread: list[str] = []
+    records = read_records(options.run, options.steps, unread)
+    for line in unread:
+        print(terminal(f"warning: {line}"), file=sys.stderr)
     training = covariance.covariance_over_training(records, options.level)
     fraction = options.fraction
     if fraction is None and not any(point.selected for point in training):

@@ -27,8 +27,15 @@ def section(page: Page) -> dict[str, Any] | None:
     recorded: dict[str, dict[str, list[StepRecords]]] = {}
     for group, label, run in page.each():
         folder = _records_folder(run)
-        if folder is not None:
-            recorded.setdefault(group, {})[label] = read_records(folder)
+        if folder is None:
+            continue
+        unread: list[str] = []
+        try:
+            recorded.setdefault(group, {})[label] = read_records(folder, unread=unread)
+        except ValueError as error:  # none of its records can be read: the rest of the page needs none
+            unread = [str(error)]
+        page.missing += [f"Token records of {full_name(group, label)}: {line}" for line in unread]
+    recorded = {group: of_group for group, of_group in recorded.items() if of_group}
     if not recorded:
         page.missing.append("Covariance of tokens: no token records (token_records of the trainer).")
         return None
