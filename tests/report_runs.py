@@ -51,7 +51,9 @@ def write_run(folder, seed=0, collapse=0.05, settings=None, finished=True, log=N
     return folder
 
 
-def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "\n", HOSTILE), length=6, control=None):
+def write_token_records(
+    run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "\n", HOSTILE), length=6, control=None, prompt=HOSTILE
+):
     """Records of 4 prompts with 4 completions each."""
     generator = np.random.default_rng(seed)
     completions = 16
@@ -62,7 +64,7 @@ def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "
         accuracy = reward.reshape(4, 4).mean(axis=1)
         advantage = np.repeat(reward - np.repeat(accuracy, 4), length)
         logp = -generator.exponential(0.4, rows)
-        covariance = (logp - logp.mean()) * (advantage - advantage.mean())
+        covariance = (logp - logp.mean()) * (advantage - advantage.mean()) if rows else logp
         token_id = generator.integers(0, len(texts), rows)
         entropy = generator.random(rows)
         columns = {
@@ -77,7 +79,7 @@ def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "
             "entropy_after": entropy - 0.01 * generator.random(rows),
             "advantage": advantage,
             "covariance": covariance,
-            "selected": covariance > np.quantile(covariance, 0.95) if control else np.zeros(rows, bool),
+            "selected": covariance > np.quantile(covariance, 0.95) if control and rows else np.zeros(rows, bool),
             "reward": np.repeat(reward, length),
             "group_accuracy": np.repeat(np.repeat(accuracy, 4), length),
         }
@@ -86,12 +88,12 @@ def write_token_records(run, seed=0, steps=(1, 81, 161, 241), texts=("+", "7", "
             "learning_rate": 1e-4,
             "tokens": rows,
             "tokens_recorded": rows,
-            "mean_covariance": float(covariance.mean()),
-            "mean_entropy": float(entropy.mean()),
-            "mean_entropy_after": float(columns["entropy_after"].mean()),
+            "mean_covariance": float(covariance.mean()) if rows else 0.0,
+            "mean_entropy": float(entropy.mean()) if rows else 0.0,
+            "mean_entropy_after": float(columns["entropy_after"].mean()) if rows else None,
             "num_generations": 4,
             "control": control,
             "loss_type": "dapo",
-            "prompts": {group: f"prompt {group} {HOSTILE}" for group in range(4)},
+            "prompts": {group: f"prompt {group} {prompt}" for group in range(4)},
         }
-        write_records(run / FOLDER / f"step-{step:08d}.parquet", columns, metadata)
+        write_records(run / FOLDER / f"step-{str(step).strip('<>').zfill(8)}.parquet", columns, metadata)

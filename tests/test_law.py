@@ -592,3 +592,15 @@ def test_mistakes_are_one_line(capsys, arguments, message):
     assert message in err
     assert err.startswith("entropy-trl law: error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [r"$\bad{x}$", "_under", "\x1b]0;owned\x07\x9b5m \u202eevil"])
+def test_hostile_names_are_printed_and_drawn_as_text(capsys, tmp_path, name):
+    log = tmp_path / "x.csv"
+    rows = [f'"{name}",{i},{0.8 - 0.03 * i},{0.1 + 0.02 * i + 0.001 * (i % 3)}' for i in range(20)]
+    log.write_text("\n".join(["run_name,step,entropy,reward", *rows]) + "\n")
+    assert main(["law", str(log), "--figure", str(tmp_path / "law.svg")]) == 0
+    assert not set("\x1b\x07\x9b\u202e") & set(capsys.readouterr().out)
+    assert (tmp_path / "law.svg").stat().st_size > 1000
+    assert main(["law", str(tmp_path / name)]) == 2
+    assert not set("\x1b\x07\x9b\u202e") & set(capsys.readouterr().err)

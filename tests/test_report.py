@@ -16,7 +16,7 @@ from entropy_trl import cli
 from entropy_trl.analysis import figures
 from entropy_trl.analysis.covariance import quantile_table
 from entropy_trl.analysis.law import fit_law
-from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.records import FOLDER, read_records
 from entropy_trl.analysis.regions import entropy_regions
 from entropy_trl.analysis.report import write_report
 from entropy_trl.analysis.report.curves import curve
@@ -293,6 +293,78 @@ def test_hostile_text(tmp_path):
     svg = ElementTree.parse(tmp_path / "out" / "figures" / "entropy.svg")
     words = [element.text for element in svg.iter() if element.tag.endswith("}text")]
     assert {figures.shortened(name) for name in HOSTILE_NAMES} <= set(words)  # the legend
+
+
+@pytest.mark.parametrize("hostile", [*HOSTILE_NAMES, "\ud800\x1b[31m\x9b5m\u202e<b onclick='x()'>"])
+def test_every_text_of_a_records_file_is_text(tmp_path, capsys, hostile):
+    """Both pages show every field that a file of records may bring, and neither gets a tag, a script or a surrogate."""
+    folder = write_run(tmp_path / "run", log=log_of(brief=True))
+    write_token_records(folder, texts=(hostile.replace("\ud800", ""), "7"), control=hostile, prompt=hostile)
+    assert cli.main(["covariance", str(folder), "--html", str(tmp_path / "tokens.html")]) == 0
+    printed = capsys.readouterr().out
+    assert not set("\x1b\x9b\u202e\x07\ud800") & set(printed)
+    assert cli.main(["report", f"{hostile}={folder}", "--title", hostile, "--output", str(tmp_path)]) == 0
+    for name in ("tokens.html", "report.html"):
+        page = Page(tmp_path / name)
+        allowed = {"style", "title", "class", "id", "href", "content"}
+        assert not {"script", "img", "b"} & {tag for tag, _ in page.elements}
+        assert not any(
+            key.startswith("on") for _, attributes in page.elements for key in attributes if key not in allowed
+        )
+        assert not set("\x1b\x9b\u202e\x07") & set(page.text)
+        (policy,) = [a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    assert figures.printable(hostile) in Page(tmp_path / "tokens.html").text  # the prompt
+
+
+@pytest.mark.parametrize(
+    ("setting", "secret"),
+    [
+        ({"hub_token": "SECRET"}, True),
+        ({"env": {"WANDB_API_KEY": "SECRET"}}, True),
+        ({"tracker": [{"apiKey": "SECRET"}], "password": "SECRET"}, True),
+        ({"secrets": {"mine": "SECRET"}, "client_secret": "SECRET"}, True),
+        ({"command": ["--x", "hf_SECRETabcdefgh123"], "url": "https://me:SECRET@host/x"}, True),
+        ({"pad_token": "SECRET", "answer_key": "SECRET", "max_tokens": 5, "token_records": "SECRET"}, False),
+    ],
+)
+def test_secrets_among_the_settings_are_masked(tmp_path, setting, secret):
+    folder = write_run(tmp_path / "run", log=log_of(brief=True)[:6], settings=setting)
+    page = write_report(read_runs([str(folder)]), tmp_path / "out")
+    for file in (page, page.with_suffix(".json")):
+        assert ("SECRET" not in file.read_text()) == secret
+        assert ("*** (masked)" in file.read_text()) == secret
+
+
+@pytest.mark.parametrize("empty", [(1,), (241,), (1, 81, 161, 241)])
+def test_records_that_are_damaged_or_empty_cost_themselves_only(tmp_path, capsys, empty):
+    """A step without a counted token, a damaged file and one with a text for a step are named; the rest is read."""
+    folder = write_run(tmp_path / "run", log=log_of(brief=True))
+    write_token_records(folder)
+    for step in empty:
+        write_token_records(folder, steps=(step,), length=0)
+    (folder / FOLDER / "step-00000500.parquet").write_bytes(b"x")
+    write_token_records(folder, steps=(600, "<script>"))
+    flipped = folder / FOLDER / "step-00000600.parquet"
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 4 : len(data) // 4 + 64] = bytes(64)
+    flipped.write_bytes(data)
+    command = ["covariance", str(folder), "--html", str(tmp_path / "x.html")]
+    left = 4 - len(empty)
+    assert cli.main(command) == (0 if left else 2)
+    told = capsys.readouterr().err
+    assert cli.main(["report", str(folder), "--output", str(tmp_path)]) == 0
+    text = Page(tmp_path / "report.html").text
+    for name in (
+        "step-00000500",
+        "step-00000600",
+        "has the step '<script>'",
+        f"Step {', '.join(map(str, empty))} has no counted token",
+    ):
+        assert name in told and name in text
+    if left:
+        stored = json.loads((tmp_path / "report.json").read_text())["covariance"]["over_training"]["run"]["steps"]
+        assert stored == [step for step in (1, 81, 161, 241) if step not in empty]
 
 
 def test_long_completions_are_cut(tmp_path):

@@ -352,3 +352,69 @@ def test_folders_without_logs(tmp_path):
         read_run(tmp_path)
     with pytest.raises(ValueError, match="There is no file or folder"):
         read_runs([f"name={tmp_path / 'missing'}"])
+
+
+GOOD = [{"step": 8 * i, "entropy": 0.8 - 0.015 * i, "reward": 0.1 + 0.008 * i} for i in range(40)]
+LINES = "".join(json.dumps(entry) + "\n" for entry in GOOD)
+TABLE = "step,entropy,reward\n" + "".join(f"{e['step']},{e['entropy']},{e['reward']}\n" for e in GOOD)
+
+
+def state(log=GOOD, step=312):
+    return json.dumps({"global_step": step, "log_history": log})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "points"),
+    [
+        ("log.jsonl", "".join(json.dumps(e | {"n": "a\u2028b\x85"}, ensure_ascii=False) + "\n" for e in GOOD), 40),
+        ("log.jsonl", "\ufeff" + LINES, 40),
+        ("log.csv", "\ufeff" + TABLE, 40),
+        ("log.jsonl", LINES + '{"step": 400, "reward": 1' + "0" * 400 + "}\n", 40),
+        ("log.jsonl", LINES + '{"step": 10000000000000000000000000, "entropy": 0.1}\n', 40),
+        ("trainer_state.json", state(None), "entries that are not JSON objects"),
+        ("trainer_state.json", state(step=None), "global_step None, which is not a number"),
+        ("log.jsonl", LINES + '{"step": 400, "a": ' + "[" * 100000 + "]" * 100000 + "}\n", "line 41 is not valid JSON"),
+    ],
+)
+def test_odd_logs_are_read_or_refused_in_words(tmp_path, name, text, points):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    if isinstance(points, str):
+        with pytest.raises(ValueError, match=points):
+            read_runs([str(tmp_path)])
+    else:
+        (run,) = read_runs([str(tmp_path)])
+        assert len(run.series("entropy").values) == points
+        assert run.series("entropy").values[-1] == pytest.approx(GOOD[-1]["entropy"])
+
+
+def test_what_is_left_unread_is_told(tmp_path, caplog):
+    lines = TABLE.splitlines(keepends=True)
+    (tmp_path / "x.csv").write_text("".join(('"' if i == 16 else "") + line for i, line in enumerate(lines)))
+    (run,) = read_runs([str(tmp_path)])
+    assert len(run.series("entropy").values) == 15
+    assert "is damaged after 15 rows" in caplog.text
+
+
+def test_a_bad_neighbour_costs_itself_only(tmp_path, caplog):
+    """A results file, an empty log, token records alone, and a newest state that is cut off."""
+    files = {
+        "good/train_log.jsonl": LINES,
+        "results/results.json": "{}",
+        "empty/train_log.jsonl": "",
+        "killed/_token_records/step-00000001.parquet": "x",
+        "scores/samples.jsonl": '{"problem": 1}\n',
+        "resumed/checkpoint-100/trainer_state.json": state(),
+        "resumed/checkpoint-200/trainer_state.json": state()[:300],
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(run.name for run in read_runs([str(tmp_path)])) == ["good", "resumed"]
+    for name in ("empty", "samples.jsonl", "checkpoint-200"):
+        assert name in caplog.text
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        read_runs([str(tmp_path / "log.jsonl")])

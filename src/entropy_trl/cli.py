@@ -221,7 +221,9 @@ def _tell(error: UsageError, prog: str) -> int:
     if _is_first_rank():
         if os.environ.get("ENTROPY_TRL_DEBUG"):
             traceback.print_exc()
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        from entropy_trl.analysis.pages import terminal
+
+        print(terminal(f"{prog}: error: {error}"), file=sys.stderr)
     return 2
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from entropy_trl.analysis import covariance, regions, tokens
 from entropy_trl.analysis.covariance import Level, Relation
+from entropy_trl.analysis.pages import terminal
 from entropy_trl.analysis.records import StepRecords, read_records
 
 
@@ -75,7 +77,10 @@ def analyse(options: argparse.Namespace) -> tuple[Results, list[StepRecords]]:
     for file in (options.json, options.html):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"There is no folder {str(file.parent)!r} to write {file.name!r} to.")
-    records = read_records(options.run, options.steps)
+    unread: list[str] = []
+    records = read_records(options.run, options.steps, unread)
+    for line in unread:
+        print(terminal(f"warning: {line}"), file=sys.stderr)
     training = covariance.covariance_over_training(records, options.level)
     fraction = options.fraction
     if fraction is None and not any(point.selected for point in training):
@@ -106,14 +111,14 @@ def _accuracy_range(records: Sequence[StepRecords]) -> tuple[float, float]:
 
 def main(results: Results, records: Sequence[StepRecords], options: argparse.Namespace) -> int:
     """Prints, and writes what was asked for. Returns the exit code."""
-    print(report(results))
+    print(terminal(report(results)))
     if options.json is not None:
         options.json.write_text(json.dumps(_plain(asdict(results)), indent=2, allow_nan=False) + "\n")
         print(f"\nAll results are in {options.json}.")
     if options.html is not None:
         shown = [records[i] for i in sorted({0, len(records) // 2, len(records) - 1})]
         page = tokens.render_completions(shown, options.completions)
-        options.html.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+        options.html.write_text(page, encoding="utf-8")
         print(f"\nCompletions with their tokens coloured are in {options.html}.")
     return 0
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entropy_trl.analysis.law import LawFit
+from entropy_trl.analysis.pages import printable
 from entropy_trl.analysis.runs import Series
 
 
@@ -225,8 +226,8 @@ def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=_SIZE)
         axes = figure.add_subplot()
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        axes.set_xlabel(printable(x_label))
+        axes.set_ylabel(printable(y_label))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     return figure, axes
@@ -305,11 +306,6 @@ def marker_outline(marker: str) -> str:
     outline = style.get_path().transformed(style.get_transform()).to_polygons(closed_only=False)
     points: list[list[list[float]]] = [np.asarray(polygon).tolist() for polygon in outline]
     return " ".join("M" + "L".join(f"{6 * x:.1f} {-6 * y:.1f}" for x, y in polygon) + "Z" for polygon in points)
-
-
-def printable(text: str) -> str:
-    """The text with what cannot be seen, or would turn the direction of writing, replaced by a sign for it."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def shortened(text: str) -> str:

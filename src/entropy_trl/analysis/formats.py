@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import re
 import sqlite3
@@ -13,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entropy_trl.analysis.pages import terminal
+
+
+logger = logging.getLogger(__name__)
 
 #: Where an entry may have its step, the first that the log has anywhere counts. W&B's `_step` counts the calls of
 #: `log`, so it is taken only where the trainer's own step is not there.
@@ -61,6 +66,8 @@ def read_file(file: Path) -> list[Log]:
         ValueError: The format is not known, or the file is not of it.
         ImportError: The package whose format it is is missing.
     """
+    if not file.is_file():  # such as a pipe, which would never end
+        raise ValueError(f"{str(file)!r} is not a regular file: give a folder or the file of a log.")
     if is_event_file(file):
         return read_events(file)
     readers = {
@@ -98,8 +105,15 @@ def read_results(folder: Path) -> dict[str, float]:
 
 
 def trainer_step(file: Path) -> int:
-    """The step at which a `trainer_state.json` was written."""
-    return int(_mapping(file).get("global_step", 0))
+    """The step at which a `trainer_state.json` was written.
+
+    Raises:
+        ValueError: The file is damaged, or its step is no number.
+    """
+    step = _mapping(file).get("global_step", 0)
+    if not _is_finite(step):
+        raise ValueError(f"{str(file)!r} has the global_step {step!r}, which is not a number.")
+    return int(step)
 
 
 def _mapping(file: Path) -> dict[str, Any]:
@@ -111,8 +125,8 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 def _load_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # nested too deeply, or a number of thousands of digits
         raise ValueError(f"{str(file)!r} is not valid JSON: {error}.") from error
 
 
@@ -135,6 +149,9 @@ def _with_steps(rows: Iterable[Mapping[str, Any]], source: Path) -> list[dict[st
     step = 0
     entries = []
     for row in flat:
+        if any(_is_infinite(row.get(n)) for n in names):
+            logger.warning(terminal(f"{str(source)!r} has an entry whose step is too large: it is not read."))
+            continue
         step = next((int(row[n]) for n in names if _is_finite(row.get(n))), step)
         entries.append({"step": step} | {k: v for k, v in row.items() if k != "step" and v is not None})
     return entries
@@ -146,11 +163,19 @@ def _flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _flatten(value, prefix if key == "data" else f"{prefix}{key}/")
         else:
-            yield f"{prefix}{key}", _NUMBERS.get(value, value) if isinstance(value, str) else value
+            value = _NUMBERS.get(value, value) if isinstance(value, str) else value
+            huge = isinstance(value, int) and abs(value) >= 2**63  # it fits into no array: infinity as a float
+            yield f"{prefix}{key}", (math.inf if value > 0 else -math.inf) if huge else value
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) >= 2**63
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value) and abs(value) < 2**63
 
 
 # Text
@@ -175,21 +200,21 @@ def _read_json(file: Path) -> list[Log]:
         raise ValueError(
             f"{str(file)!r} has no log_history (as trainer_state.json), and is no list of entries or table of columns."
         )
-    if not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{str(file)!r} has entries that are not JSON objects.")
     return [Log(_with_steps(rows, file))]
 
 
 def _read_json_lines(file: Path) -> list[Log]:
     rows: list[dict[str, Any]] = []
-    text = file.read_text()
-    lines = text.splitlines()
+    text = file.read_text(encoding="utf-8-sig")
+    lines = text.split("\n")  # a text in JSON may have U+2028 and other line separators
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if rows and number == len(lines) and not text.endswith("\n"):  # the run is still writing it
                 break
             raise ValueError(f"{str(file)!r}, line {number} is not valid JSON: {error}.") from error
@@ -248,9 +273,20 @@ def _read_csv(file: Path) -> list[Log]:
 
 
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
-    with file.open(newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-        return [{str(name): _cell(value) for name, value in row.items() if name} for row in reader]
+    rows = []
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        try:
+            for row in reader:
+                rows.append({str(name): _cell(value) for name, value in row.items() if name})
+        except csv.Error as error:  # a quote that is never closed, or a cell of more than 128 KiB
+            logger.warning(
+                terminal(
+                    f"{str(file)!r} is damaged after {len(rows)} rows, near line {reader.line_num} ({error}): the rest "
+                    "is not read."
+                )
+            )
+    return rows
 
 
 def _cell(text: str | None) -> Any:

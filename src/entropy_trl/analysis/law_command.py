@@ -23,6 +23,7 @@ from entropy_trl.analysis.law import (
     Spent,
 )
 from entropy_trl.analysis.law_sizes import Coefficients, SizeLaw, fit_sizes, over_seeds
+from entropy_trl.analysis.pages import printable, terminal
 from entropy_trl.analysis.pairs import Points, law_points
 from entropy_trl.analysis.runs import Run, read_runs
 
@@ -189,7 +190,7 @@ def _params(text: str) -> float:
 
 def main(results: Results, options: argparse.Namespace) -> int:
     """Prints the results, and writes the files that were asked for. Returns the exit code, 0."""
-    print(report(results))
+    print(terminal(report(results)))
     if options.json is not None:
         options.json.write_text(json.dumps(as_dict(results), indent=2) + "\n")
     if options.figure is not None:
@@ -441,6 +442,13 @@ def _finite(value: Any) -> Any:
 
 def draw(results: Results, path: Path) -> None:
     """Draw the points of each run, and its curve from the largest entropy down to the ceiling at `H = 0`."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # names of runs and metrics may have dollar signs
+        _draw(results, path)
+
+
+def _draw(results: Results, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -459,15 +467,17 @@ def draw(results: Results, path: Path) -> None:
             color=colours[group],
             alpha=0.7,
             linewidths=0,
-            label=None if group in labelled else group,
+            label="_nolegend_" if group in labelled else f"group {len(labelled)}",
         )
         inside = h >= one.fit.entropy.min()
         axes.plot(h[inside], one.fit.predict(h[inside]), color=colours[group], linewidth=1.2)
         axes.plot(h[~inside], one.fit.predict(h[~inside]), color=colours[group], linewidth=0.8, linestyle=":")
         labelled.add(group)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"entropy H ({results.runs[0].points.entropy_metric}), nats a token")
-    axes.set_ylabel(f"R ({results.runs[0].points.reward_metric})")
+    axes.set_xlabel(printable(f"entropy H ({results.runs[0].points.entropy_metric}), nats a token"))
+    axes.set_ylabel(printable(f"R ({results.runs[0].points.reward_metric})"))
     axes.set_title("R = -a exp(H) + b; dotted: down to the ceiling at H = 0", fontsize=10)
-    axes.legend(frameon=False)
+    # A label that begins with "_" would be left out: the names are set afterwards.
+    for text, name in zip(axes.legend(frameon=False).get_texts(), results.groups, strict=True):
+        text.set_text(printable(name))
     figure.savefig(path, dpi=150)

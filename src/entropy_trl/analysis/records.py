@@ -124,7 +124,7 @@ def write_records(path: str | Path, columns: Mapping[str, Any], metadata: StepMe
     table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata({_METADATA_KEY: json.dumps(fixed).encode()}))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    pq.write_table(table, part, compression="zstd")
+    pq.write_table(table, part, compression="zstd", write_page_checksum=True)
     os.replace(part, path)
 
 
@@ -144,12 +144,19 @@ def _array(values: Any, field: pa.Field, rows: int) -> pa.Array:
     return pa.array(np.asarray(values).astype(field.type.to_pandas_dtype()), from_pandas=field.name == "entropy_after")
 
 
-def read_records(source: str | Path | Sequence[str | Path], steps: Iterable[int] | None = None) -> list[StepRecords]:
-    """The recorded steps, in order. Reads the description of each; its tokens when they are asked for.
+def read_records(
+    source: str | Path | Sequence[str | Path],
+    steps: Iterable[int] | None = None,
+    unread: list[str] | None = None,
+) -> list[StepRecords]:
+    """The recorded steps, in order. Checks that each file is whole; its tokens are kept when they are asked for.
 
     Args:
         source (`str`, `Path` or sequence of them): a run's output folder, a folder of records, or files of records.
         steps (iterable of `int`, *optional*): the steps to keep. Defaults to all.
+        unread (`list` of `str`, *optional*): gets a sentence on each damaged file and on the steps without a counted
+            token, such as those whose completions were all truncated. Both are left out, and the rest is read. Without
+            it the first damaged file is an error.
 
     Raises:
         FileNotFoundError: There are no records.
@@ -157,9 +164,24 @@ def read_records(source: str | Path | Sequence[str | Path], steps: Iterable[int]
     """
     files = [file for path in ([source] if isinstance(source, str | Path) else source) for file in _files(Path(path))]
     by_step: dict[int, list[tuple[Path, dict[str, Any], int]]] = {}
+    damage: list[str] = []
     for file in files:
-        metadata, rows = _read_metadata(file)
+        try:
+            metadata, rows = _read_metadata(file)
+        except ValueError as error:
+            if unread is None:
+                raise
+            damage.append(str(error))
+            continue
         by_step.setdefault(metadata["step"], []).append((file, metadata, rows))
+    empty = sorted(step for step, parts in by_step.items() if not any(rows for _, _, rows in parts))
+    if unread is not None and empty:
+        by_step = {step: parts for step, parts in by_step.items() if step not in empty}
+        damage.append(f"Step {', '.join(map(str, empty))} has no counted token and is left out.")
+    if not by_step:
+        raise ValueError(f"There is no record to analyse. {' '.join(damage)}")
+    if unread is not None:
+        unread += damage
     wanted = sorted(by_step) if steps is None else sorted(set(steps))
     unrecorded = [step for step in wanted if step not in by_step]
     if unrecorded:
@@ -185,14 +207,60 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_metadata(file: Path) -> tuple[dict[str, Any], int]:
+    """What describes a file, and its number of rows. The tokens are read once too: damage is told before any work."""
+    if not file.is_file():
+        raise ValueError(f"{str(file)!r} is not a regular file.")
     try:
-        schema_and_size = pq.read_metadata(file)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            stored = (parquet.metadata.metadata or {}).get(_METADATA_KEY)
+            rows = parquet.metadata.num_rows
+            columns = set(parquet.schema_arrow.names)
+            if stored is not None:
+                parquet.read()
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{str(file)!r} is not a Parquet file of token records: {error}") from error
-    stored = (schema_and_size.metadata or {}).get(_METADATA_KEY)
     if stored is None:
         raise ValueError(f"{str(file)!r} is not a file of token records: its schema has no 'entropy_trl' metadata.")
-    return json.loads(stored), schema_and_size.num_rows
+    missing = sorted(set(SCHEMA.names) - columns)
+    if missing:
+        raise ValueError(f"{str(file)!r} has no column {', '.join(missing)}: its tokens cannot be analysed.")
+    try:
+        metadata = json.loads(stored)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} has metadata that are not valid JSON: {error}.") from error
+    _check_metadata(file, metadata)
+    return metadata, rows
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "learning_rate": (int, float),
+    "tokens": (int,),
+    "tokens_recorded": (int,),
+    "mean_covariance": (int, float),
+    "mean_entropy": (int, float),
+    "mean_entropy_after": (int, float, type(None)),
+    "num_generations": (int,),
+    "control": (str, type(None)),
+    "loss_type": (str,),
+    "prompts": (dict,),
+}
+
+
+def _check_metadata(file: Path, metadata: Any) -> None:
+    """Refuse metadata of other names or types: the file may come from anywhere."""
+    if not isinstance(metadata, dict) or set(metadata) != set(_KINDS):
+        raise ValueError(
+            f"{str(file)!r} has other metadata than token records: {', '.join(sorted(_KINDS))} are needed."
+        )
+    for name, kinds in _KINDS.items():
+        value = metadata[name]
+        # An integer beyond 64 bits fits into no column and no figure.
+        if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
+            raise ValueError(f"{str(file)!r} has the {name} {str(value)[:40]!r} in its metadata, which cannot be one.")
+    for group, text in metadata["prompts"].items():
+        if not isinstance(text, str) or not group.isdecimal():
+            raise ValueError(f"{str(file)!r} has a prompt of group {group[:40]!r} in its metadata that is not text.")
 
 
 def _merge(parts: list[tuple[Path, dict[str, Any], int]]) -> StepRecords:

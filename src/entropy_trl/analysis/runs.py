@@ -5,8 +5,9 @@ trainer, TRL or a network.
 """
 
 import difflib
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -17,7 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from entropy_trl.analysis import formats
+from entropy_trl.analysis.pages import terminal
 
+
+logger = logging.getLogger(__name__)
 
 #: The names under which trainers log a quantity, in the order in which they are tried; `*` stands for any text. TRL's
 #: are first, as in `trainer_state.json` (`NAME`, `eval_NAME`). [`Run.find`] also tries what transformers makes of them
@@ -276,11 +280,29 @@ def _read_folder(folder: Path, depth: int = 4) -> list[Run]:
         return _from_logs(folder, formats.read_tensorboard_downloads(downloads))
     files = [file for file in sorted(folder.iterdir()) if formats.is_log(file)]
     if files:
-        return [run for file in files for run in _from_logs(file, formats.read_file(file))]
+        return _readable(files, lambda file: _from_logs(file, formats.read_file(file)))
     if depth == 0:
         return []
-    children = sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
-    return [run for child in children for run in _read_folder(child, depth - 1)]
+    # Token records are no log, and a killed run may have nothing else.
+    children = [child for child in folder.iterdir() if child.is_dir() and not child.is_symlink()]
+    children = sorted(child for child in children if child.name != "_token_records")
+    return _readable(children, lambda child: _read_folder(child, depth - 1))
+
+
+def _readable(paths: Sequence[Path], read: Callable[[Path], list[Run]]) -> list[Run]:
+    """The runs of all paths that can be read. The others are named, and an error only where there is no run."""
+    runs: list[Run] = []
+    errors: list[ValueError | OSError] = []
+    for path in paths:
+        try:
+            runs += read(path)
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    if errors and not runs:
+        raise errors[0]
+    for left_out in errors:
+        logger.warning(terminal(f"Left out: {left_out}"))
+    return runs
 
 
 def _log_of(folder: Path) -> Path | None:
@@ -289,8 +311,18 @@ def _log_of(folder: Path) -> Path | None:
     if quickstart.exists():
         return quickstart
     states = [*folder.glob("checkpoint-*/trainer_state.json"), *folder.glob("trainer_state.json")]
-    if states:
-        return max(states, key=lambda file: (formats.trainer_step(file), file.parent == folder))
+    steps, errors = {}, []
+    for state in states:
+        try:
+            steps[state] = formats.trainer_step(state)
+        except ValueError as error:  # cut off by a full disk, say: an older one has the log up to it
+            errors.append(error)
+    if errors and not steps:
+        raise errors[0]
+    for left_out in errors:
+        logger.warning(terminal(f"Left out: {left_out}"))
+    if steps:
+        return max(steps, key=lambda file: (steps[file], file.parent == folder))
     return next(iter(sorted(folder.glob("*.wandb"))), None)
 
 

@@ -3,13 +3,14 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from entropy_trl.analysis.pages import environment
 from entropy_trl.analysis.records import StepRecords
 from entropy_trl.tokens.selection import selection_count
 
@@ -19,6 +20,9 @@ POSITION_BINS = 10
 #: Quantiles of the covariance's magnitude at which the colour gets stronger: the shares of Table 1, from the top.
 _SCALE_QUANTILES = (0.5, 0.8, 0.98, 0.998)
 _TABLE_ROWS = 10
+
+#: From which share of a step's tokens on each shade is given, in words.
+SHADE_SHARES = ", ".join(f"top {100 * (1 - quantile):.3g}%" for quantile in _SCALE_QUANTILES)
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ COMPLETION_CSS = """
 .cov-text .s, .cov-legend .s { outline: 2px solid var(--cov-text); margin: 0 3px; font-weight: bold; }
 .cov-completion table { border-collapse: collapse; margin: 0.5rem 0; }
 .cov-completion th, .cov-completion td { border: 1px solid var(--cov-line); padding: 2px 8px; text-align: right; }
+.cov-completion .scroll { overflow-x: auto; }
 .cov-completion pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
@@ -200,6 +205,49 @@ body { background: var(--cov-page); color: var(--cov-text); font: 1rem/1.5 syste
 def covariance_scale(covariance: NDArray[np.floating]) -> tuple[float, ...]:
     """The magnitudes from which a token is coloured in the next stronger of four shades: quantiles of a step's own."""
     return tuple(float(value) for value in np.quantile(np.abs(covariance), _SCALE_QUANTILES))
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A token on a page: its text with hidden characters visible, its classes and its tooltip."""
+
+    text: str
+    classes: str
+    values: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion as the template `completions.html` shows it."""
+
+    title: str
+    prompt: str | None
+    tokens: list[ShownToken]
+    rows: list[list[str]]
+    head: tuple[str, ...] = ("position", "token", "covariance", "log-prob", "entropy", "advantage", "restrained")
+
+
+def shown_completion(tokens: pd.DataFrame, scale: Sequence[float], title: str, prompt: str | None = None) -> Completion:
+    """What [`completion_html`] shows, as values for a template."""
+    tokens = tokens.sort_values("position")
+    shown = [
+        ShownToken(_visible(row.token), f"{_shade(row.covariance, scale)}{' s' if row.selected else ''}", _values(row))
+        for row in tokens.itertuples()
+    ]
+    largest = tokens.reindex(tokens["covariance"].abs().sort_values(ascending=False, kind="stable").index)
+    rows = [
+        [
+            f"{row.position}",
+            _visible(row.token).strip("\n"),
+            f"{row.covariance:+.3f}",
+            f"{row.logp:.3f}",
+            f"{row.entropy:.3f}",
+            f"{row.advantage:+.3f}",
+            "yes" if row.selected else "no",
+        ]
+        for row in largest.head(_TABLE_ROWS).itertuples()
+    ]
+    return Completion(title, prompt, shown, rows)
 
 
 def completion_html(tokens: pd.DataFrame, scale: Sequence[float], title: str, prompt: str | None = None) -> str:
@@ -216,41 +264,32 @@ def completion_html(tokens: pd.DataFrame, scale: Sequence[float], title: str, pr
         title (`str`): the heading, as plain text.
         prompt (`str`, *optional*): the prompt's text.
     """
-    tokens = tokens.sort_values("position")
-    spans = []
-    for row in tokens.itertuples():
-        classes = f"{_shade(row.covariance, scale)}{' s' if row.selected else ''}"
-        spans.append(f'<span class="{classes}" title="{_values(row)}">{escape(_visible(row.token))}</span>')
-    largest = tokens.reindex(tokens["covariance"].abs().sort_values(ascending=False, kind="stable").index)
-    rows = [
-        f"<tr><td>{row.position}</td><td><code>{escape(_visible(row.token).strip(chr(10)))}</code></td>"
-        f"<td>{row.covariance:+.3f}</td><td>{row.logp:.3f}</td><td>{row.entropy:.3f}</td><td>{row.advantage:+.3f}</td>"
-        f"<td>{'yes' if row.selected else 'no'}</td></tr>"
-        for row in largest.head(_TABLE_ROWS).itertuples()
-    ]
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("position", "token", "covariance", "log-prob", "entropy", "advantage", "restrained")
-    )
-    shown = "" if prompt is None else f"<details><summary>Prompt</summary><pre>{escape(prompt)}</pre></details>\n"
-    return (
-        f'<section class="cov-completion">\n<h3>{escape(title)}</h3>\n{shown}'
-        f'<p class="cov-text" dir="auto">{"".join(spans)}</p>\n'
-        f"<details><summary>The {len(rows)} tokens with the largest covariances</summary>\n"
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table></details>\n</section>\n"
-    )
+    return _fragment("completion", shown_completion(tokens, scale, title, prompt))
 
 
 def legend_html(scale: Sequence[float]) -> str:
     """What the colours of [`completion_html`] mean, as an HTML fragment."""
-    shares = [f"top {100 * (1 - quantile):.3g}%" for quantile in _SCALE_QUANTILES]
-    positive = " ".join(f'<span class="p{i}">over {value:.3g}</span>' for i, value in enumerate(scale, 1))
-    negative = " ".join(f'<span class="n{i}">under {-value:.3g}</span>' for i, value in enumerate(scale, 1))
+    return _fragment("legend", scale, SHADE_SHARES)
+
+
+def _fragment(macro: str, *values: Any) -> str:
+    return str(vars(environment().get_template("completions.html").module)[macro](*values))
+
+
+def completion_title(row_id: int, first: pd.Series) -> str:
+    """The heading of a completion, from its first token."""
     return (
-        f'<p class="cov-legend">Covariance: {positive} (solid line) {negative} (dotted line); '
-        f'<span class="s">restrained by the control</span> (frame). '
-        f"The shades begin at the {', '.join(shares)} of the step's tokens by magnitude.</p>\n"
+        f"Completion {row_id}: reward {first['reward']:g}, advantage {first['advantage']:+.2f}, mean reward of its "
+        f"prompt {first['group_accuracy']:.2f}"
     )
+
+
+def completions_with_largest(tokens: pd.DataFrame, k: int) -> list[tuple[int, pd.DataFrame]]:
+    """The `k` completions with the largest covariances, by `row_id`; those with restrained tokens come first."""
+    by_row = tokens.groupby("row_id")
+    rank = pd.DataFrame({"selected": by_row["selected"].any(), "largest": by_row["covariance"].max()})
+    rows = rank.sort_values(["selected", "largest"], ascending=False, kind="stable").index[:k]
+    return [(int(row_id), by_row.get_group(row_id)) for row_id in rows]
 
 
 def render_completions(records: Sequence[StepRecords], k: int = 3) -> str:
@@ -258,30 +297,22 @@ def render_completions(records: Sequence[StepRecords], k: int = 3) -> str:
 
     Restrained tokens come first: a completion that has some goes before one that has none.
     """
-    parts = []
+    steps = []
     for record in records:
         tokens = record.table()
         scale = covariance_scale(tokens["covariance"].to_numpy())
-        by_row = tokens.groupby("row_id")
-        rank = pd.DataFrame({"selected": by_row["selected"].any(), "largest": by_row["covariance"].max()})
-        rows = rank.sort_values(["selected", "largest"], ascending=False, kind="stable").index[:k]
-        rate = f"learning rate {record.learning_rate:g}"
-        parts.append(f"<h2>Step {record.step}</h2>\n<p>Mean covariance {record.mean_covariance:.4g}, mean entropy ")
-        parts.append(f"{record.mean_entropy:.3f} nats, {rate}.</p>\n{legend_html(scale)}")
-        for row_id in rows:
-            completion = by_row.get_group(row_id)
+        completions = []
+        for row_id, completion in completions_with_largest(tokens, k):
             first = completion.iloc[0]
-            title = (
-                f"Completion {row_id}: reward {first['reward']:g}, advantage {first['advantage']:+.2f}, mean reward of "
-                f"its prompt {first['group_accuracy']:.2f}"
-            )
-            parts.append(completion_html(completion, scale, title, record.prompts.get(int(first["group"]))))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Completions by token covariance</title>\n<style>{COMPLETION_CSS}{_PAGE_CSS}</style>\n</head>\n<body>\n"
-        f"<main>\n<h1>Completions by token covariance</h1>\n{''.join(parts)}</main>\n</body>\n</html>\n"
-    )
+            prompt = record.prompts.get(int(first["group"]))
+            completions.append(shown_completion(completion, scale, completion_title(row_id, first), prompt))
+        summary = (
+            f"Mean covariance {record.mean_covariance:.4g}, mean entropy {record.mean_entropy:.3f} nats, learning rate "
+            f"{record.learning_rate:g}."
+        )
+        steps.append({"step": record.step, "summary": summary, "scale": scale, "completions": completions})
+    css = Markup(COMPLETION_CSS + _PAGE_CSS)  # the package's own
+    return environment().get_template("completions_page.html").render(steps=steps, shares=SHADE_SHARES, css=css)
 
 
 def _shade(covariance: float, scale: Sequence[float]) -> str:

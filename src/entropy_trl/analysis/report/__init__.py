@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from entropy_trl._version import __version__
 from entropy_trl.analysis import figures, tokens
+from entropy_trl.analysis.pages import environment, style_sheet
 from entropy_trl.analysis.pairs import one_benchmark
 from entropy_trl.analysis.report import covariance, curves, law
 from entropy_trl.analysis.report.page import Page, full_name
@@ -70,18 +70,10 @@ def write_report(
     file = page_path(Path(output))
     page = Page(runs, file.parent / "figures", {"entropy": entropy, "reward": reward}, smooth)
     page.folder.mkdir(parents=True, exist_ok=True)
-    loader = PackageLoader("entropy_trl.analysis", "report")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: figures.printable(value) if type(value) is str else value,
-    )
-    style, _, _ = loader.get_source(environment, "page.css")
-    html = environment.get_template("page.html").render(
-        _content(page, title), css=Markup(tokens.COMPLETION_CSS + style), version=__version__
+    html = (
+        environment()
+        .get_template("page.html")
+        .render(_content(page, title), css=Markup(tokens.COMPLETION_CSS + style_sheet("page.css")), version=__version__)
     )
     file.write_text(html, encoding="utf-8")
     numbers = json.dumps(plain(page.numbers), allow_nan=False)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from markupsafe import Markup
 
 from entropy_trl.analysis import covariance, figures, regions, tokens
 from entropy_trl.analysis.records import FOLDER, StepRecords, read_records
@@ -28,8 +27,15 @@ def section(page: Page) -> dict[str, Any] | None:
     recorded: dict[str, dict[str, list[StepRecords]]] = {}
     for group, label, run in page.each():
         folder = _records_folder(run)
-        if folder is not None:
-            recorded.setdefault(group, {})[label] = read_records(folder)
+        if folder is None:
+            continue
+        unread: list[str] = []
+        try:
+            recorded.setdefault(group, {})[label] = read_records(folder, unread=unread)
+        except ValueError as error:  # none of its records can be read: the rest of the page needs none
+            unread = [str(error)]
+        page.missing += [f"Token records of {full_name(group, label)}: {line}" for line in unread]
+    recorded = {group: of_group for group, of_group in recorded.items() if of_group}
     if not recorded:
         page.missing.append("Covariance of tokens: no token records (token_records of the trainer).")
         return None
@@ -59,7 +65,8 @@ def section(page: Page) -> dict[str, Any] | None:
         "quantiles": _quantile_rows(tables),
         "tokens": [(group, chosen, chosen.tokens[:_TOKEN_ROWS]) for group, chosen in found.items()],
         "visible": lambda token: json.dumps(token, ensure_ascii=False),
-        "completions": {group: Markup(_completions(of_run)) for group, of_run in records.items()},
+        "completions": {group: _completions(of_run) for group, of_run in records.items()},
+        "shares": tokens.SHADE_SHARES,
     }
 
 
@@ -272,32 +279,24 @@ def _correlation(relation: covariance.Relation, rank: bool = False) -> str:
     return f"{value:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
 
 
-def _completions(records: Sequence[StepRecords]) -> str:
-    """The completions with the largest covariances of the first and the last recorded step, as HTML."""
-    parts = []
+def _completions(records: Sequence[StepRecords]) -> list[dict[str, Any]]:
+    """The completions with the largest covariances of the first and the last recorded step, for the template."""
+    steps = []
     for record in [records[0], records[-1]] if len(records) > 1 else records:
         table = record.table()
         scale = tokens.covariance_scale(table["covariance"].to_numpy())
-        parts.append(f"<h4>Step {record.step}</h4>\n{tokens.legend_html(scale)}")
-        by_row = table.groupby("row_id")
-        rank = pd.DataFrame({"selected": by_row["selected"].any(), "largest": by_row["covariance"].max()})
-        order = rank.sort_values(["selected", "largest"], ascending=False, kind="stable").index
-        for row_id in order[:_COMPLETIONS]:
-            completion = by_row.get_group(row_id).sort_values("position")
+        items = []
+        for row_id, unordered in tokens.completions_with_largest(table, _COMPLETIONS):
+            completion = unordered.sort_values("position")
             first = completion.iloc[0]
-            title = (
-                f"Completion {row_id}: reward {first['reward']:g}, advantage {first['advantage']:+.2f}, mean reward of "
-                f"its prompt {first['group_accuracy']:.2f}"
-            )
+            title = tokens.completion_title(row_id, first)
             shown = _around_largest(completion)
             if len(shown) < len(completion):
                 ends = shown["position"].iloc[[0, -1]]
                 title += f"; tokens {ends.iloc[0]} to {ends.iloc[1]} of {len(completion)}"
-            parts.append(tokens.completion_html(shown, scale, title, record.prompts.get(int(first["group"]))))
-    scrolling = '<div class="scroll" role="group" tabindex="0" aria-label="The tokens with the largest covariances">'
-    # The fragment's own text is escaped, so that these tags are its tables and headings.
-    html = "".join(parts).replace("<table>", f"{scrolling}<table>").replace("</table>", "</table></div>")
-    return html.replace("<h3>", "<h5>").replace("</h3>", "</h5>")
+            items.append(tokens.shown_completion(shown, scale, title, record.prompts.get(int(first["group"]))))
+        steps.append({"step": record.step, "scale": scale, "completions": items})
+    return steps
 
 
 def _around_largest(completion: pd.DataFrame) -> pd.DataFrame:

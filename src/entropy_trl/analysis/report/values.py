@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from entropy_trl.analysis.secrets import masked
+
 
 NONE = "\u2013"  # a dash, where there is no value
 
@@ -45,8 +47,9 @@ def spread(items: Sequence[Any]) -> list[Any]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """The settings with dotted names, values as text."""
-    for key, value in config.items():
+    """The settings with dotted names, values as text; secrets are masked."""
+    for key, stored in config.items():
+        value = masked(str(key), stored)
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
         else:
