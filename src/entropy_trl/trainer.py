@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ from entropy_trl.hub import (
     make_repository,
 )
 from entropy_trl.metrics import StepMetrics
-from entropy_trl.model_card import extend_card
+from entropy_trl.model_card import write_card
 from entropy_trl.ranks import ONE_PROCESS, AllProcesses, Ranks
 from entropy_trl.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
 from entropy_trl.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
@@ -240,7 +241,8 @@ class CovGRPOTrainer(GRPOTrainer):
     # The Hub. What goes wrong there is a warning, and costs neither the model nor the run; only what the user alone can
     # put right is an error, before training.
     hub_model_id: str | None
-    push_in_progress: PushInProgress | None
+    push_in_progress: PushInProgress | None = None
+    _unwritten_card: tuple[Any, ...] | None = None
 
     def init_hf_repo(self, token=None):
         self.push_in_progress = None
@@ -287,6 +289,7 @@ class CovGRPOTrainer(GRPOTrainer):
         job = super().push_to_hub(commit_message, False, token, revision, **kwargs)
         if job is None:
             return None
+        self.push_in_progress = PushInProgress([job])
         self._uploads.watch(str(self.hub_model_id), "", Path(self.args.output_dir), job)
         if not blocking:
             return job
@@ -301,6 +304,9 @@ class CovGRPOTrainer(GRPOTrainer):
             self.init_hf_repo()
         if self.hub_model_id is None:
             return
+        if self.args.hub_always_push:  # transformers would write over the files that the last upload still reads
+            self._finish_current_push()
+        self._write_card()
         known = set() if self.push_in_progress is None else set(self.push_in_progress.jobs)
         super()._push_from_checkpoint(checkpoint_folder)
         jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
@@ -311,17 +317,40 @@ class CovGRPOTrainer(GRPOTrainer):
 
     @property
     def _is_pushing(self) -> bool:
-        return self.args.push_to_hub and self.push_in_progress is not None and not self.push_in_progress.is_done()
+        return self.push_in_progress is not None and not self.push_in_progress.is_done()
 
     @property
     def hub_failures(self) -> list[str]:
         """What was to be uploaded to the Hub and was not: of each a sentence with the command that does it later."""
         return self._uploads.failures
 
+    # An upload hashes a file, and reads it again later to send it: no file of the folder may change in between. A save
+    # in training does not wait for that. It leaves the card for the end of the upload.
+    def _finish_current_push(self):
+        super()._finish_current_push()
+        self._write_card()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
+            self._finish_current_push()
+        super().save_model(output_dir, _internal_call)
+
+    def save_state(self):
+        self._finish_current_push()
+        super().save_state()
+
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            extend_card(Path(self.args.output_dir), self.args, self.state, self.hub_model_id, self.model)
+        if not self.is_in_train:
+            self._finish_current_push()
+        self._unwritten_card = (model_name, dataset_name, tags)
+        self._write_card()
+
+    def _write_card(self):
+        if self._unwritten_card is None or self._is_pushing or not self.is_world_process_zero():
+            return
+        card, self._unwritten_card = self._unwritten_card, None
+        base = partial(super().create_model_card, *card)
+        write_card(self.args, base, self.state, self.hub_model_id, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
