@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -153,12 +154,14 @@ def test_a_checkpoint_stays_while_it_is_uploaded(hub, make_trainer, monkeypatch)
 
 
 class Release(TrainerCallback):
-    """Lets the Hub go on when a step has been saved."""
+    """Lets the Hub go on when a step has been saved; the first save waits until the upload has hashed the files."""
 
     def __init__(self, hub, step):
         self.hub, self.step = hub, step
 
     def on_save(self, args, state, control, **kwargs):
+        while state.global_step == 2 and not any("preupload" in line for line in self.hub.requests):
+            time.sleep(0.01)
         if state.global_step == self.step:
             self.hub.released.set()
 
