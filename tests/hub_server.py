@@ -64,6 +64,7 @@ class HubServer:
         self.requests: list[str] = []  # "POST /api/repos/create", ...
         self.unknown: list[str] = []
         self._failures: list[tuple[re.Pattern[str], int | str]] = []
+        self.released = threading.Event()  # ends the wait of the requests that are told to "hold"
         self._closed = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -117,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         if failure in ("hang", "drop"):
             self.close_connection = True
             return
+        if failure == "hold":
+            hub.released.wait(20)
         if failure == "slow":
             time.sleep(0.5)
         if isinstance(failure, int):

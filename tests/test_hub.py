@@ -8,6 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, TrainerState
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 import entropy_trl.saving.hub
@@ -151,6 +153,67 @@ def test_a_checkpoint_stays_while_it_is_uploaded(hub, make_trainer, monkeypatch)
     trainer.train()
     assert trainer.hub_failures == []
     assert "checkpoint-2/model.safetensors" in hub.repositories[REPO].files
+
+
+class Release(TrainerCallback):
+    """Lets the Hub go on when a step has been saved; the first save waits until the upload has hashed the files."""
+
+    def __init__(self, hub, step):
+        self.hub, self.step = hub, step
+
+    def on_save(self, args, state, control, **kwargs):
+        while state.global_step == 2 and not any("preupload" in line for line in self.hub.requests):
+            time.sleep(0.01)
+        if state.global_step == self.step:
+            self.hub.released.set()
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_no_file_changes_while_an_upload_reads_the_folder(hub, make_trainer, monkeypatch, caplog, always):
+    """An upload hashes the files, asks the Hub what to send (here slowly), and reads them again to send them."""
+    monkeypatch.setattr(entropy_trl.hub, "TIME_LIMIT", httpx.Timeout(20))
+    hub.fail("preupload", "slow" if always else "hold")
+    trainer = make_trainer(**PUSHED, hub_strategy="every_save", hub_always_push=always, max_steps=8, logging_steps=1)
+    trainer.add_callback(Release(hub, step=6))
+    trainer.train()
+    assert warnings_of(caplog) == []
+    if always:
+        assert len(hub.repositories[REPO].commits) == 4
+    card = Path(trainer.args.output_dir, "README.md").read_text()
+    assert settings_of(card)["Updates made"] == "8"  # written when the upload had ended
+
+    trainer.push_to_hub(blocking=False)
+    trainer.create_model_card("again")
+    trainer.save_state()
+    trainer.save_model()
+    assert trainer.push_in_progress.is_done()
+    assert warnings_of(caplog) == []
+    assert settings_of(hub.repositories[REPO].card)["Updates made"] == "8"
+
+
+def test_a_card_is_whole_at_every_moment(make_trainer):
+    trainer = make_trainer(logging_steps=1, max_steps=2)
+    trainer.train()
+    card = Path(trainer.args.output_dir, "README.md")
+    trainer.create_model_card("model")
+    whole, seen, ended = card.read_text(), set(), threading.Event()
+
+    def read():
+        while not ended.is_set():
+            seen.add(card.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(5):
+        trainer.create_model_card("model")
+    ended.set()
+    reader.join()
+    assert seen == {whole}
+    assert not list(card.parent.glob("_card_*"))
+    (card.parent / FIGURE).touch()
+    trainer.state.log_history = []
+    trainer.create_model_card("model")
+    assert not (card.parent / FIGURE).exists()  # of a run that logged steps
 
 
 def test_lora_adapter(hub, make_trainer, tmp_path):

@@ -687,6 +687,34 @@ def test_mistakes(capsys, arguments, says):
     assert last.startswith("entropy-trl plan: error: ") and says in last
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_small_models(layers, tmp_path, capsys):
+    """Their activations are those of the model as it is; a third layer adds what a second one adds."""
+    config = Qwen2Config(**SMALL | {"num_hidden_layers": layers})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    argv = ["--gpus", "1", "--model_config", str(tmp_path / "config.json"), "--output_dir", str(tmp_path / "out")]
+    assert main(["plan", *argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["params"] == Qwen2ForCausalLM(config).num_parameters()
+    one, two, three = (
+        activations(Qwen2Config(**SMALL | {"num_hidden_layers": n}), 2, 64, checkpointing=False) for n in (1, 2, 3)
+    )
+    assert 0 < one.kept < two.kept
+    assert three.kept - two.kept == two.kept - one.kept
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["gpus", "gpus_per_node", "gpu_memory", "flops", "bandwidth", "hbm_bandwidth", "prompt_length",
+     "mean_completion_length", "mfu", "latency"],
+)  # fmt: skip
+def test_numbers_that_no_machine_has(option, capsys):
+    whole = option in ("gpus", "gpus_per_node", "prompt_length", "mean_completion_length")
+    for value in ["-1", *([] if option == "latency" else ["0"]), *([] if whole else ["nan", "inf"])]:
+        assert command(f"--{option}", value) == 2, value
+        *_, last = capsys.readouterr().err.splitlines()
+        assert last.startswith(f"entropy-trl plan: error: --{option} must ") and f"got {value}" in last
+
+
 def test_a_model_that_cannot_be_had(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert _plan_main(["--gpus", "1", "--model_name_or_path", "nobody/nothing", "--output_dir", "out"]) == 2

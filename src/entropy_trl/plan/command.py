@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -68,16 +69,15 @@ def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args
     """
     from trl import get_peft_config
 
-    if options.gpus < 1 or not 0 < options.mfu <= 1:
-        raise ValueError(f"--gpus must be positive and --mfu in (0, 1], got {options.gpus} and {options.mfu:g}.")
+    _check_options(options)
     gpu = GPUS[options.gpu]
     link = gpu.link if options.gpus <= options.gpus_per_node else NETWORK
     hardware = Hardware(
         gpus=options.gpus,
-        gpu_memory=int((options.gpu_memory or gpu.memory) * GIB),
-        flops=(options.flops or gpu.tflops) * 1e12 * options.mfu,
-        bandwidth=(options.bandwidth or link) * 1e9,
-        hbm_bandwidth=(options.hbm_bandwidth or gpu.hbm_bandwidth) * 1e9,
+        gpu_memory=int(_given(options.gpu_memory, gpu.memory) * GIB),
+        flops=_given(options.flops, gpu.tflops) * 1e12 * options.mfu,
+        bandwidth=_given(options.bandwidth, link) * 1e9,
+        hbm_bandwidth=_given(options.hbm_bandwidth, gpu.hbm_bandwidth) * 1e9,
         latency=options.latency * 1e-6,
     )
     run = read_run(training, model_args, options.prompt_length, options.mean_completion_length)
@@ -93,6 +93,35 @@ def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args
     config = load_config(name, options.model_config, model_args.model_revision)
     facts = model_facts(name, config, get_peft_config(model_args))
     return Plan(facts, run, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
+
+
+#: Options that must be above 0 and finite; the others are latency, which may be 0, and mfu, a share.
+_POSITIVE = (
+    "gpus",
+    "gpus_per_node",
+    "gpu_memory",
+    "flops",
+    "bandwidth",
+    "hbm_bandwidth",
+    "prompt_length",
+    "mean_completion_length",
+)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raises ValueError unless each number can be one of a machine or a run."""
+    for name in _POSITIVE:
+        value = getattr(options, name)
+        if value is not None and not (value > 0 and value < math.inf):
+            raise ValueError(f"--{name} must be positive and finite, got {value:g}. Leave it out for the default.")
+    if not 0 < options.mfu <= 1:
+        raise ValueError(f"--mfu must lie in (0, 1], got {options.mfu:g}: it is the share of the peak that is reached.")
+    if not 0 <= options.latency < math.inf:
+        raise ValueError(f"--latency must be finite and not negative, got {options.latency:g}.")
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def main(plan: Plan, as_json: bool = False) -> int:

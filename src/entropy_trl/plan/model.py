@@ -174,8 +174,8 @@ def activations(
     """What the layers of the model of `config` hold for `rows` sequences of `length` tokens, bytes.
 
     The model's own code runs forward and backward on fake tensors, which have a shape, a type and a lifetime but no
-    memory. It does so with 2 and with 3 layers: the rest is linear in their number. Gradients of weights are dropped as
-    soon as they are complete.
+    memory. It does so with 2 and with 3 layers: the rest is linear in their number. A model of one or two layers runs
+    as it is. Gradients of weights are dropped as soon as they are complete.
 
     Args:
         config: the model's configuration.
@@ -189,6 +189,8 @@ def activations(
     run = partial(_run_layers, values, rows=rows, length=length, dtype=dtype, autocast=autocast, flash=flash)
 
     def all_layers(**how: bool) -> tuple[int, int]:
+        if config.num_hidden_layers <= 2:
+            return run(config.num_hidden_layers, **how)
         (held2, peak2), (held3, peak3) = run(2, **how), run(3, **how)
         more = config.num_hidden_layers - 2
         return held2 + (held3 - held2) * more, peak2 + (peak3 - peak2) * more

@@ -6,7 +6,8 @@ TRL writes the card; [`extend_card`] adds to that file, and takes nothing but fa
 import dataclasses
 import math
 import platform
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,13 +38,43 @@ class _Point(NamedTuple):
     reward: float
 
 
+def write_card(
+    args: GRPOConfig, write_base_card: Callable[[], None], state: TrainerState, hub_model_id: str | None, model: Any
+) -> None:
+    """Writes the card and its figure into `args.output_dir`, each in one move, so that a reader sees a whole file.
+
+    Args:
+        args (`GRPOConfig`): the run's configuration.
+        write_base_card (`Callable`): TRL's card writing, which saves to `args.output_dir`.
+        state, hub_model_id, model: as in [`extend_card`].
+    """
+    run = args.output_dir
+    folder = Path(str(run))
+    folder.mkdir(parents=True, exist_ok=True)
+    # In the same file system, so that a move replaces at once; uploads leave names with `_` out.
+    with tempfile.TemporaryDirectory(prefix="_card_", dir=folder) as name:
+        staging = Path(name)
+        args.output_dir = name
+        try:
+            write_base_card()
+        finally:
+            args.output_dir = run
+        extend_card(staging, args, state, hub_model_id, model)
+        drawn = (staging / FIGURE).exists()
+        if drawn:
+            (staging / FIGURE).replace(folder / FIGURE)
+        (staging / "README.md").replace(folder / "README.md")
+        if not drawn:
+            (folder / FIGURE).unlink(missing_ok=True)  # of an earlier run in the same folder
+
+
 def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_id: str | None, model: Any) -> None:
     """Adds to the card that TRL has written into `folder`, and draws the figure that it shows beside it.
 
     A run of a plain `GRPOConfig` keeps TRL's card, but for what TRL says of a base model or repository called `None`.
 
     Args:
-        folder (`Path`): the run's output folder.
+        folder (`Path`): where the card is. [`write_card`] moves it to the run's folder when it is complete.
         args (`GRPOConfig`): the run's configuration.
         state (`TrainerState`): its progress and log.
         hub_model_id (`str`, *optional*): the repository, once there is one.

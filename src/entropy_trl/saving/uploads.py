@@ -4,7 +4,9 @@ What goes wrong at the Hub is a warning. Only what the user alone can put right 
 """
 
 import logging
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import HubStrategy
@@ -21,7 +23,7 @@ from entropy_trl.saving.hub import (
     limit_waiting,
     make_repository,
 )
-from entropy_trl.saving.model_card import extend_card
+from entropy_trl.saving.model_card import write_card
 
 
 logger = logging.getLogger(__name__)
@@ -31,17 +33,19 @@ class PushingTrainer(GRPOTrainer):
     """TRL's GRPOTrainer with uploads that are followed, and a model card with what the run did."""
 
     hub_model_id: str | None
-    push_in_progress: PushInProgress | None
+    push_in_progress: PushInProgress | None = None
+    _unwritten_card: tuple[Any, ...] | None = None
 
     def __init__(self, model, reward_funcs, args, *trainer_args, **trainer_kwargs):
         self._uploads = Uploads(args)
+        # Every checkpoint's `training_args.bin`, which may be shared, would have it in plain text.
+        if args.hub_token is not None:
+            hf_api().token, args.hub_token = args.hub_token, None
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
         self._uploads.started = True
 
     def init_hf_repo(self, token=None):
         self.push_in_progress = None
-        if self.args.hub_token is not None:  # `training_args.bin`, which is uploaded, would have it in plain text
-            hf_api().token, self.args.hub_token = self.args.hub_token, None
         mistake = None
         if self.is_world_process_zero():
             try:
@@ -83,6 +87,7 @@ class PushingTrainer(GRPOTrainer):
         job = super().push_to_hub(commit_message, False, token, revision, **kwargs)
         if job is None:
             return None
+        self.push_in_progress = PushInProgress([job])
         self._uploads.watch(str(self.hub_model_id), "", Path(self.args.output_dir), job)
         if not blocking:
             return job
@@ -97,6 +102,9 @@ class PushingTrainer(GRPOTrainer):
             self.init_hf_repo()
         if self.hub_model_id is None:
             return
+        if self.args.hub_always_push:  # transformers would write over the files that the last upload still reads
+            self._finish_current_push()
+        self._write_card()
         known = set() if self.push_in_progress is None else set(self.push_in_progress.jobs)
         super()._push_from_checkpoint(checkpoint_folder)
         jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
@@ -107,14 +115,37 @@ class PushingTrainer(GRPOTrainer):
 
     @property
     def _is_pushing(self) -> bool:
-        return self.args.push_to_hub and self.push_in_progress is not None and not self.push_in_progress.is_done()
+        return self.push_in_progress is not None and not self.push_in_progress.is_done()
 
     @property
     def hub_failures(self) -> list[str]:
         """What was to be uploaded to the Hub and was not: of each a sentence with the command that does it later."""
         return self._uploads.failures
 
+    # An upload hashes a file, and reads it again later to send it: no file of the folder may change in between. A save
+    # in training does not wait for that. It leaves the card for the end of the upload.
+    def _finish_current_push(self):
+        super()._finish_current_push()
+        self._write_card()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
+            self._finish_current_push()
+        super().save_model(output_dir, _internal_call)
+
+    def save_state(self):
+        self._finish_current_push()
+        super().save_state()
+
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            extend_card(Path(self.args.output_dir), self.args, self.state, self.hub_model_id, self.model)
+        if not self.is_in_train:
+            self._finish_current_push()
+        self._unwritten_card = (model_name, dataset_name, tags)
+        self._write_card()
+
+    def _write_card(self):
+        if self._unwritten_card is None or self._is_pushing or not self.is_world_process_zero():
+            return
+        card, self._unwritten_card = self._unwritten_card, None
+        base = partial(super().create_model_card, *card)
+        write_card(self.args, base, self.state, self.hub_model_id, self.model)
