@@ -26,10 +26,10 @@ from trl import GRPOConfig, GRPOTrainer
 import entropy_trl.saving.hub
 from entropy_trl import CovGRPOTrainer, __version__, cli
 from entropy_trl.analysis.law import fit_law
-from entropy_trl.saving.checkpoint import why_incomplete
-from entropy_trl.saving.hub import PushMistake, Uploads
-from entropy_trl.saving.model_card import FIGURE, extend_card
 from entropy_trl.quickstart.task import build_model
+from entropy_trl.saving.hub import PushMistake, Uploads
+from entropy_trl.saving.manifest import why_incomplete
+from entropy_trl.saving.model_card import FIGURE, extend_card
 
 
 ROOT = Path(__file__).parents[1]

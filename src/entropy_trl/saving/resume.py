@@ -12,17 +12,16 @@ from typing import Any, Protocol
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from entropy_trl.files import write_text
 from entropy_trl.saving.checkpoint import (
-    MANIFEST,
-    TRAINER_STATE,
-    Layout,
     checkpoint_to_resume,
     load_rollout,
     rollout_file,
     rotate,
     save_rollout,
-    write_manifest,
+    warn_of_another_run,
 )
+from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
 from entropy_trl.saving.uploads import PushingTrainer
 
 
@@ -50,6 +49,8 @@ class ResumingTrainer(PushingTrainer):
     def __init__(self, *args, **kwargs):
         self._stateful: list[Stateful] = []
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
+        self._run = Run()
+        self._save_total_limit: int | None = None  # while transformers, which would apply it too early, must not see it
         super().__init__(*args, **kwargs)
 
     @property
@@ -70,7 +71,11 @@ class ResumingTrainer(PushingTrainer):
             ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
-        self._resumed = checkpoint
+        self._resumed, self._run = checkpoint, Run()
+        if checkpoint is not None and (checkpoint / MANIFEST).exists():
+            self._run = Run(**read_manifest(checkpoint)["run"])
+        elif checkpoint is None and self.is_world_process_zero():
+            warn_of_another_run(self.args.output_dir)
         for part in self._stateful:
             part.reset()
         if self._keeps_rollout:
@@ -95,19 +100,22 @@ class ResumingTrainer(PushingTrainer):
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / UNFINISHED).touch()
             (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run in the same folder, now overwritten
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._save_total_limit = limit
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self._save_total_limit = limit, None
         # By TRL's count: an epoch may end in a step of fewer micro-batches. (With the control off it is not restored.)
         step = self._step if self._keeps_rollout else self.state.global_step * self.args.gradient_accumulation_steps
         inside_rollout = self._inside_rollout(step)
         for part in self._stateful:
             if part.state() and self.args.should_save:
-                (folder / part.file).write_text(json.dumps(part.state()) + "\n")
+                write_text(folder / part.file, json.dumps(part.state()) + "\n")
         if self._keeps_rollout:
             path = rollout_file(folder, self.accelerator.process_index)
             if self._buffered_inputs is not None and inside_rollout:
@@ -116,11 +124,22 @@ class ResumingTrainer(PushingTrainer):
                 path.unlink(missing_ok=True)  # of an earlier run
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, Layout.of(self.args), inside_rollout)
+            write_manifest(folder, Layout.of(self.args), inside_rollout, self._run)
             if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
-                rotate(run, limit, self.state.best_model_checkpoint)
+                rotate(run, limit, self.state.best_model_checkpoint, folder)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
+
+    # `training_args.bin` has the limit that the user set.
+    def _save(self, output_dir=None, state_dict=None):
+        hidden = self._save_total_limit
+        if hidden is not None:
+            self.args.save_total_limit = hidden
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if hidden is not None:
+                self.args.save_total_limit = None
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -128,7 +147,10 @@ class ResumingTrainer(PushingTrainer):
             return
         for part in self._stateful:
             file = Path(checkpoint) / part.file
-            part.load(json.loads(file.read_text()) if file.exists() else {}, Path(checkpoint))
+            stored = json.loads(file.read_text()) if file.exists() else {}
+            if not isinstance(stored, dict):
+                raise ValueError(f"{file} is damaged: it holds {stored!r}. Resume from another checkpoint.")
+            part.load(stored, Path(checkpoint))
         path = rollout_file(checkpoint, self.accelerator.process_index)
         if path.exists():
             self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
@@ -140,7 +162,7 @@ class ResumingTrainer(PushingTrainer):
 
     def _lies_inside_rollout(self, checkpoint: Path) -> bool:
         if (checkpoint / MANIFEST).exists():
-            return json.loads((checkpoint / MANIFEST).read_text())["inside_rollout"]
+            return bool(read_manifest(checkpoint)["inside_rollout"])
         return self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
 
     def _inside_rollout(self, step: int) -> bool:
