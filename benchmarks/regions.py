@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.evaluate import sample
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
+from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.tokens.regions import REGIONS, entropy_change, estimated_entropy_change, token_regions
 
 

@@ -15,14 +15,14 @@ from unittest import mock
 
 import embedded
 
+from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.recipe import UPDATES_PER_ROLLOUT
-from entropy_trl.trainer import _StepWindow
 
 
 def train(method: str, scores: str, seed: int, args: argparse.Namespace) -> dict:
     """Train and evaluate once; with the rollout's scores, also compare the selections update by update."""
     overlap = defaultdict(list)
-    selected_in = _StepWindow.selected_in
+    selected_in = StepWindow.selected_in
 
     def compare(window, inputs, batch):
         selected = selected_in(window, inputs, batch)
@@ -34,7 +34,7 @@ def train(method: str, scores: str, seed: int, args: argparse.Namespace) -> dict
             overlap[update].append(int((selected & other).sum()) / union)
         return selected
 
-    with mock.patch.object(_StepWindow, "selected_in", compare if scores == "rollout" else selected_in):
+    with mock.patch.object(StepWindow, "selected_in", compare if scores == "rollout" else selected_in):
         metrics, _ = embedded.train(method, seed, args, entropy_control_scores=scores)
     means = {str(update): fmean(overlap[update]) for update in sorted(overlap)}
     return {"method": method, "scores": scores, "seed": seed, **metrics, "overlap": means}

@@ -17,8 +17,9 @@ import trl.trainer.grpo_trainer as grpo
 from conftest import digit_reward
 from peft import LoraConfig
 
-import entropy_trl.trainer
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset, build_model, build_tokenizer
 
 
@@ -89,7 +90,7 @@ def main(out: Path, job: dict) -> None:
         return {k: v[order] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in batch.items()}
 
     grpo.shuffle_sequence_dict = deal
-    select = entropy_trl.trainer._StepWindow._select
+    select = StepWindow._select
 
     def record(window, pool):
         selected = select(window, pool)
@@ -100,15 +101,18 @@ def main(out: Path, job: dict) -> None:
         shapes.append([list(pool.mask.shape), int(pool.mask.sum())])
         return selected
 
-    entropy_trl.trainer._StepWindow._select = record
+    StepWindow._select = record
+    score = TokenBatches.score
+
+    def count(batches, *args, **kwargs):
+        batches.trainer.scored += 1
+        return score(batches, *args, **kwargs)
+
+    TokenBatches.score = count
 
     class Trainer(CovGRPOTrainer):
         scored = 0
         prompts = []
-
-        def _score_micro_batch(self, *args, **kwargs):
-            self.scored += 1
-            return super()._score_micro_batch(*args, **kwargs)
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)

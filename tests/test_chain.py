@@ -36,7 +36,7 @@ def loss_of(make_trainer, set_forward):
 
     def compute(name, kwargs, logps, inputs, entropies=None, state=None, **overrides):
         trainer = make_trainer(entropy_control=name, entropy_control_kwargs=kwargs, loss_type="bnpo", **overrides)
-        trainer._control_state |= state or {}
+        trainer._control_state.values |= state or {}
         set_forward(logps, entropies)
         trainer.model.train()
         loss = trainer._compute_loss(trainer.model, inputs)
@@ -56,7 +56,7 @@ def by_hand(logps, inputs, token_loss):
 
 
 def chosen(trainer, inputs, scores):
-    selected = trainer.entropy_control.select(trainer._token_batch(inputs, scores)).selected
+    selected = trainer.entropy_control.select(trainer._batches.of(inputs, scores)).selected
     return {tuple(i) for i in selected.nonzero().tolist()}
 
 
@@ -67,7 +67,7 @@ def test_clip_cov_with_a_clip_range(loss_of, loss_inputs, names):
     _, gradient, trainer = loss_of(names, kwargs, logps, inputs, state={"targeted_clip_higher/k": 0.3})
     assert (trainer.epsilon_low, trainer.epsilon_high) == (INF, INF)
     dropped = chosen(trainer, inputs, inputs["old_per_token_logps"])
-    alone = ClipCov(**CLIP_COV).select(trainer._token_batch(inputs, inputs["old_per_token_logps"])).selected
+    alone = ClipCov(**CLIP_COV).select(trainer._batches.of(inputs, inputs["old_per_token_logps"])).selected
     assert dropped == {tuple(i) for i in alone.nonzero().tolist()} and len(dropped) > 3
     expected = by_hand(logps, inputs, lambda where, r, a, _: 0 * r if where in dropped else clipped_loss(r, a, *RANGE))
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
@@ -331,14 +331,14 @@ def test_a_resumed_chain_is_the_same_run(make_trainer, tmp_path, names):
     overrides |= {"entropy_control": names, "entropy_control_kwargs": CHAINS[names]}
     through = make_trainer(**overrides)
     through.train()
-    assert through._control_state != through.entropy_control.initial_state()
+    assert through._control_state.values != through.entropy_control.initial_state()
     for checkpoint in (1, 2, 3):
         resumed = make_trainer(**overrides)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
         weights = zip(through.model.parameters(), resumed.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in weights), checkpoint
         assert logged(through)[checkpoint:] == logged(resumed)[checkpoint:]
-        assert through._control_state == resumed._control_state
+        assert through._control_state.values == resumed._control_state.values
 
 
 @pytest.mark.parametrize("names", CHAINS)

@@ -109,7 +109,7 @@ def test_gradient_matches_the_oracle_or_is_refused(
         told["penalised"] = oracle.kl_cov_selected(cov, 0.2)
         told["coef"] = 0.7
     else:
-        batch = trainer._token_batch(inputs, logps.detach())
+        batch = trainer._batches.of(inputs, logps.detach())
         told["dropped"] = {tuple(i) for i in trainer.entropy_control.select(batch).selected.nonzero().tolist()}
         assert told["dropped"] <= oracle.clip_cov_candidates(cov, 0.05, 3.0)
         assert told["dropped"]

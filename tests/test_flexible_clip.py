@@ -353,7 +353,9 @@ def test_the_entropy_is_that_of_the_whole_step(make_trainer):
     overrides = config("oscillatory_decay") | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     trainer, _ = train(make_trainer, overrides, steps_per_generation=16, max_steps=2)
     first = next(log for log in logs(trainer) if "loss" in log)
-    assert trainer._control_state["initial_entropy"] == pytest.approx(first["entropy_control/step_entropy"], rel=1e-6)
+    assert trainer._control_state.values["initial_entropy"] == pytest.approx(
+        first["entropy_control/step_entropy"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("strategy", ["increase_then_decrease", "oscillatory_decay", "target"])
@@ -362,7 +364,7 @@ def test_does_not_depend_on_the_cut(make_trainer, strategy):
     for batch in (8, 4, 1):
         overrides = config(strategy) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 8 // batch}
         trainer, gradients = train(make_trainer, overrides, steps_per_generation=32 // batch, max_steps=4, optim="sgd")
-        state = trainer._control_state
+        state = trainer._control_state.values
         if reference is None:
             reference = gradients, state
         spread += [float((g - r).norm() / r.norm()) for g, r in zip(gradients, reference[0], strict=True)]
@@ -438,7 +440,7 @@ def test_acts_beside_a_covariance_control(make_trainer):
         },
     )
     last = [log for log in logs(trainer) if "loss" in log][-1]
-    assert trainer._control_state.keys() == {"flexible_clip/raising"}
+    assert trainer._control_state.values.keys() == {"flexible_clip/raising"}
     assert last["entropy_control/penalty"] > 0
     assert {"entropy_control/flexible_clip/clipped_low", "entropy_control/flexible_clip/clipped_high"} <= last.keys()
 

@@ -58,7 +58,9 @@ def hub(monkeypatch, tmp_path):
 
 
 def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "entropy_trl.saving.hub" and r.levelno == logging.WARNING]
+    return [
+        r.getMessage() for r in caplog.records if r.name == "entropy_trl.saving.hub" and r.levelno == logging.WARNING
+    ]
 
 
 def is_whole(folder):

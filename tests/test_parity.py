@@ -89,7 +89,7 @@ def test_clip_cov(parity_trainer, set_forward, loss_inputs, dtype, mask, per_tok
     cov = oracle.covariances(logps, advantages, mask)
     clipped = oracle.ratio_clipped(logps, inputs["old_per_token_logps"], advantages, mask, 1.0, 1.0)
     candidates = oracle.clip_cov_candidates(cov, 0.05, 3.0, clipped)
-    batch = trainer._token_batch(inputs, logps.detach())
+    batch = trainer._batches.of(inputs, logps.detach())
     dropped = {tuple(i) for i in trainer.entropy_control.select(batch).selected.nonzero().tolist()}
     assert dropped <= candidates
     assert len(dropped) == oracle.clip_cov_count(0.2, len(cov), len(candidates))
@@ -107,7 +107,7 @@ def test_clip_cov_spares_tokens_that_the_ratio_clip_stopped(parity_trainer, set_
     clipped = oracle.ratio_clipped(logps, inputs["old_per_token_logps"], *args, 0.05, 0.05)
     band = oracle.clip_cov_candidates(oracle.covariances(logps, *args), 0.05, 3.0)
     assert clipped & band and band - clipped
-    selected = trainer.entropy_control.select(trainer._token_batch(inputs, logps.detach())).selected
+    selected = trainer.entropy_control.select(trainer._batches.of(inputs, logps.detach())).selected
     assert not clipped & {tuple(i) for i in selected.nonzero().tolist()}
 
 
@@ -161,7 +161,7 @@ def test_random_selection_draws_as_many_tokens(parity_trainer, set_forward, loss
     for selection in ("covariance", "random"):
         kwargs = control["entropy_control_kwargs"] | {"selection": selection}
         trainer = parity_trainer(control | {"entropy_control_kwargs": kwargs})
-        batch = trainer._token_batch(inputs, logps.detach())
+        batch = trainer._batches.of(inputs, logps.detach())
         chosen = trainer.entropy_control.select(batch)
         assert not (chosen.selected & ~batch.mask).any()
         drawn[selection] = chosen

@@ -23,7 +23,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from entropy_trl import KLCov
 from entropy_trl.cli import _plan_main, main, parse_train_args
 from entropy_trl.controls import CONTROLS
-from entropy_trl.tokens.covariance import covariance_metrics
 from entropy_trl.plan.cost import (
     GIB,
     PHASES,
@@ -47,6 +46,7 @@ from entropy_trl.plan.cost import (
 from entropy_trl.plan.inputs import Hardware, Sharding, load_sharding, read_run
 from entropy_trl.plan.model import activations, load_config, model_facts
 from entropy_trl.plan.verdict import Plan, suggest
+from entropy_trl.tokens.covariance import covariance_metrics
 from entropy_trl.tokens.types import TokenBatch
 
 

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from entropy_trl import CEGPPO, EntroPIC, Steer, TargetedClipHigher, build_control
 from entropy_trl.cli import parse_train_args
+from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.tokens.types import TokenBatch
 
 
@@ -113,8 +114,8 @@ def loss_of(make_trainer, set_forward):
             **({"epsilon": INF} if name is None else {}),
         )
         if name in WITH_STATE:
-            assert trainer._control_state.keys() == WITH_STATE[name].keys()
-            trainer._control_state = dict(WITH_STATE[name])
+            assert trainer._control_state.values.keys() == WITH_STATE[name].keys()
+            trainer._control_state.values = dict(WITH_STATE[name])
         set_forward(logps, entropies)
         trainer.model.train()
         loss = trainer._compute_loss(trainer.model, inputs)
@@ -354,7 +355,7 @@ def test_features_of_trls_loss(make_trainer, make_config, set_forward, loss_inpu
     trainer = make_trainer(**{k: v for k, v in config.items() if k != "beta"})
     trainer.beta = config.get("beta", 0.0)  # no reference model is needed: its log-probs are given
     trainer.use_vllm = change is importance
-    trainer._control_state = dict(WITH_STATE.get(name, {}))
+    trainer._control_state.values = dict(WITH_STATE.get(name, {}))
     logps, inputs = loss_inputs(drift=0.5)
     inputs = change(inputs) if change else inputs
     told = {"low": trainer.epsilon_low, "high": trainer.epsilon_high} | told | edits(name, logps.detach(), inputs)
@@ -626,7 +627,7 @@ def test_states_follow_the_entropy_of_the_step_before(make_trainer, name, accumu
             assert log["entropy_control/step_entropy"] == pytest.approx(log["entropy"], abs=1e-4)
         state = control.next_state(state, log["entropy_control/step_entropy"], 0.5)
         visited.append(state)
-    assert trainer._control_state == pytest.approx(state, abs=1e-6)
+    assert trainer._control_state.values == pytest.approx(state, abs=1e-6)
     name, low = ("k", 0.0) if "k" in state else ("alpha", 0.1)
     assert visited[0][name] <= low < visited[-1][name] or visited[0][name] > low > visited[-1][name]
 
@@ -643,7 +644,7 @@ def test_a_resumed_run_is_the_same_run(make_trainer, tmp_path, name):
         weights = zip(through.model.parameters(), resumed.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in weights), checkpoint
         assert logged(through)[checkpoint:] == logged(resumed)[checkpoint:]
-        assert through._control_state == resumed._control_state
+        assert through._control_state.values == resumed._control_state.values
 
 
 def test_steers_maximum_is_that_of_the_pool(make_trainer):
@@ -669,10 +670,8 @@ def test_steers_maximum_is_that_of_the_pool(make_trainer):
 
 def test_steers_scoring_pass_is_made_where_a_step_has_several_micro_batches(make_trainer, monkeypatch):
     calls = []
-    score = type(make_trainer())._score_micro_batch
-    monkeypatch.setattr(
-        type(make_trainer()), "_score_micro_batch", lambda self, *args: calls.append(args[-1]) or score(self, *args)
-    )
+    score = TokenBatches.score
+    monkeypatch.setattr(TokenBatches, "score", lambda self, *args: calls.append(args[-1]) or score(self, *args))
     train(make_trainer, "steer", max_steps=2)
     assert calls == []
     overrides = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}

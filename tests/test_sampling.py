@@ -15,10 +15,11 @@ from trl.chat_template_utils import qwen3_chat_template
 from trl.trainer.utils import pad
 
 from entropy_trl import CovGRPOTrainer
+from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_model
+from entropy_trl.rollout.rounds import GenerationRounds, make_prompt_stream
 from entropy_trl.rollout.sampling import NoSignalError, PromptStream, fill_rollout, has_signal
 from entropy_trl.smoke import byte_tokenizer
-from entropy_trl.trainer import _GenerationRounds, _StepWindow
 
 
 # The stream of prompts
@@ -311,7 +312,7 @@ def test_no_signal_at_all(make):
 
 
 def test_what_terminated_is_averaged_over_what_terminated():
-    rounds = object.__new__(_GenerationRounds)
+    rounds = object.__new__(GenerationRounds)
     rounds.rewards = [torch.zeros(8), torch.zeros(4)]
     metrics = {
         "completions/clipped_ratio": [0.3, 0.5, 1.0],  # of an earlier rollout, and of two rounds
@@ -437,7 +438,7 @@ def test_tools(make_config, monkeypatch, accumulation):
     config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 4096})
     model = Caller(config)
     model.tokenizer, model.generator, model.drawn, model.tokens = tokenizer, random.Random(3), [], 0
-    scored, pools, select = [], [], _StepWindow._select
+    scored, pools, select = [], [], StepWindow._select
 
     def reward(completions, a, b, log_metric, **kwargs):
         rewards = [float(c[-1]["content"] == str(x + y)) for c, x, y in zip(completions, a, b, strict=True)]
@@ -450,7 +451,7 @@ def test_tools(make_config, monkeypatch, accumulation):
         pools.append((pool, selected))
         return selected
 
-    monkeypatch.setattr(_StepWindow, "_select", record)
+    monkeypatch.setattr(StepWindow, "_select", record)
     questions = [(i % 3, 10 + i) for i in range(24)]
     rows = [{"prompt": [{"role": "user", "content": f"What is {a} plus {b}?"}], "a": a, "b": b} for a, b in questions]
     trainer = CovGRPOTrainer(
@@ -537,9 +538,9 @@ def test_a_group_must_be_on_one_process(make_config, monkeypatch):
         make_config(dynamic_sampling=True, **settings)
 
 
-def test_images_are_refused(make_trainer):
+def test_images_are_refused():
     with pytest.raises(ValueError, match="images"):
-        make_trainer(dynamic_sampling=True)._make_prompt_stream.__func__(
+        make_prompt_stream(
             type("T", (), {"environment_factories": None, "train_dataset": rows().add_column("image", [0] * 7)})()
         )
 

@@ -8,8 +8,9 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-import entropy_trl.trainer
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.tokens.types import TokenBatch
 
@@ -48,7 +49,7 @@ class Gradients(TrainerCallback):
 def selections(monkeypatch):
     """Every selection made, as {row: selected positions}, and the number of tokens it was made from."""
     made = []
-    select = entropy_trl.trainer._StepWindow._select
+    select = StepWindow._select
 
     def record(self, pool: TokenBatch):
         selected = select(self, pool)
@@ -56,7 +57,7 @@ def selections(monkeypatch):
         made.append((self.trainer.state.global_step, rows, int(pool.mask.sum())))
         return selected
 
-    monkeypatch.setattr(entropy_trl.trainer._StepWindow, "_select", record)
+    monkeypatch.setattr(StepWindow, "_select", record)
     return made
 
 
@@ -182,11 +183,11 @@ def test_the_micro_batch_pool_depends_on_the_cut(make_trainer, method):
 
 def test_the_step_pool_needs_no_second_forward_where_scores_exist(make_trainer, monkeypatch):
     calls = []
-    score = CovGRPOTrainer._score_micro_batch
+    score = TokenBatches.score
     monkeypatch.setattr(
-        CovGRPOTrainer,
-        "_score_micro_batch",
-        lambda self, *args: calls.append(self.state.global_step) or score(self, *args),
+        TokenBatches,
+        "score",
+        lambda self, *args: calls.append(self.trainer.state.global_step) or score(self, *args),
     )
     cut(make_trainer, CLIP_COV, 4, 2, "step", updates=2)  # scores: the rollout's log-probs
     cut(make_trainer, CLIP_COV, 16, 2, "step", updates=1)  # on-policy, one micro-batch: the loss's own forward
@@ -294,8 +295,8 @@ def test_a_row_without_tokens_may_have_any_advantage(make_trainer, set_forward, 
         inputs["advantages"][2] = value
         set_forward(logps)
         trainer.model.train()
-        trainer._check_finite(trainer._token_batch(inputs, logps))
-        losses.append(trainer.entropy_control.select(trainer._token_batch(inputs, logps)).selected)
+        trainer._batches.check_finite(trainer._batches.of(inputs, logps))
+        losses.append(trainer.entropy_control.select(trainer._batches.of(inputs, logps)).selected)
     assert torch.equal(*losses)
 
 
@@ -402,7 +403,7 @@ def test_model_card_names_the_paper(make_trainer, tmp_path, method):
 
 
 def selected_in(trainer, inputs, logps):
-    return trainer.entropy_control.select(trainer._token_batch(inputs, logps)).selected
+    return trainer.entropy_control.select(trainer._batches.of(inputs, logps)).selected
 
 
 def test_the_draw_changes_with_the_step_and_with_the_seed(make_trainer, loss_inputs):
@@ -506,7 +507,7 @@ def test_rounding_is_that_of_the_forward_pass(make_trainer, tiny_model, loss_inp
         **KL_COV, bf16=precision == "bf16", model=model.bfloat16() if precision == "bf16 model" else model
     )
     logps, inputs = loss_inputs()
-    assert trainer._token_batch(inputs, logps).rounding == rounding
+    assert trainer._batches.of(inputs, logps).rounding == rounding
 
 
 def test_clip_metrics_with_a_second_bound_and_per_token_advantages(make_trainer, set_forward, loss_inputs):

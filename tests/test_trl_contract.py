@@ -168,7 +168,7 @@ def test_the_forward_gets_the_images_of_the_scored_rows(make_trainer, loss_input
         "_get_per_token_logps_and_entropies",
         lambda self, model, ids, mask, keep, **kwargs: seen.append((ids.shape, keep, kwargs)) or (logps, logps, None),
     )
-    trainer._score_micro_batch(trainer.model, inputs)
+    trainer._batches.score(trainer.model, inputs)
     ((shape, keep, kwargs),) = seen
     assert shape == (4, 8) and keep == 6
     assert kwargs.keys() == {"pixel_values", "num_images", "compute_entropy"}

@@ -15,8 +15,9 @@ from conftest import digit_reward
 from transformers import Qwen2ForCausalLM, TrainerCallback
 from trl.generation.vllm_generation import VLLMGeneration
 
-import entropy_trl.trainer
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
 
@@ -40,10 +41,6 @@ class Recorder(CovGRPOTrainer):
         completions = [[i for i, valid in zip(ids, mask, strict=True) if valid] for ids, mask in rows]
         self.record["rollouts"].append([self.state.global_step, completions])
         return output
-
-    def _score_micro_batch(self, *args, **kwargs):
-        self.record["scoring_passes"].append(self.state.global_step)
-        return super()._score_micro_batch(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -108,7 +105,7 @@ def main(out: Path, job: dict) -> None:
     if not synced:
         VLLMGeneration.sync_weights = lambda self: None
 
-    select = entropy_trl.trainer._StepWindow._select
+    select = StepWindow._select
 
     def record(window, pool):
         selected = select(window, pool)
@@ -116,7 +113,14 @@ def main(out: Path, job: dict) -> None:
         window.trainer.record["selections"].append([window.trainer.state.global_step, rows, int(pool.mask.sum())])
         return selected
 
-    entropy_trl.trainer._StepWindow._select = record
+    StepWindow._select = record
+    score = TokenBatches.score
+
+    def count(batches, *args, **kwargs):
+        batches.trainer.record["scoring_passes"].append(batches.trainer.state.global_step)
+        return score(batches, *args, **kwargs)
+
+    TokenBatches.score = count
 
     peft_config = None
     if lora:

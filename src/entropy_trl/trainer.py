@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from transformers import TrainerCallback
 from transformers.trainer_utils import set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_config_model_id
@@ -89,8 +90,14 @@ class CovGRPOTrainer(ResumingTrainer):
         self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that is observed
         self._step_window: StepWindow | None = None
         self._evaluating = False
+        # A mistake in the observers' options is an error before the model loads.
+        observers = [] if self._options is None else _make_observers(self._options)
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
 
+        if self._options is not None and self._options.entropy_regions:
+            observers.append(self._make_region_watch())
+        for observer in observers:
+            self.add_callback(observer)
         ranks: Ranks = ONE_PROCESS
         if self._options is not None:
             self.epsilon_low, self.epsilon_high = self._options.ratio_clip()
@@ -99,13 +106,12 @@ class CovGRPOTrainer(ResumingTrainer):
             if self._options.dynamic_sampling:
                 self._prompt_stream = make_prompt_stream(self)
                 self._stateful.append(self._prompt_stream)
-            self._add_observers(self._options)
         drops_tokens = self.entropy_control is not None and self.entropy_control.drops_tokens
         self._batches = TokenBatches(self, self._trl_forward, ranks, drops_tokens)
         if self.entropy_control is None:
             self._tag_names = GRPOTrainer._tag_names
         else:
-            self._control_state = ControlState(self.entropy_control, self._options.entropy_control)
+            self._control_state = ControlState(self.entropy_control, args.entropy_control)
             self._stateful.append(self._control_state)
             if self.use_vllm and self.vllm_mode == "colocate":
                 # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process so.
@@ -113,25 +119,19 @@ class CovGRPOTrainer(ResumingTrainer):
         if self.entropy_control is None or SELECTED_TOKENS not in self.entropy_control.claims:
             self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper  # not by that paper
 
-    def _add_observers(self, options: CovGRPOConfig) -> None:
-        if options.token_records is not None:
-            self.add_callback(CovarianceRecorder.of(options.token_records))
-        if options.entropy_regions:
-            if self.is_deepspeed_enabled and options.fp16:
-                raise ValueError(
-                    "`entropy_regions` does not know by how much DeepSpeed scales a float16 loss. Use bf16, or set "
-                    "`entropy_regions=False`."
-                )
-            log = self._metrics["train"]
-            self.add_callback(RegionWatch(self.accelerator, lambda name, value: log[name].append(value)))
-        if options.entropy_law:
-            self.add_callback(EntropyLawCallback(figures=bool(set(TRACKERS) & set(options.report_to))))
+    def _make_region_watch(self) -> RegionWatch:
+        if self.is_deepspeed_enabled and self.args.fp16:
+            raise ValueError(
+                "`entropy_regions` does not know by how much DeepSpeed scales a float16 loss. Use bf16, or set "
+                "`entropy_regions=False`."
+            )
+        return RegionWatch(self.accelerator, lambda name, value: self._metrics["train"][name].append(value))
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
         # Trackers report when their turn comes, and end with the training: what adds to their logs goes first.
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, EntropyLawCallback))
         self._step_window = None  # of a run that was interrupted inside a step
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def prediction_step(self, *args, **kwargs):
         self._evaluating = True
@@ -174,13 +174,13 @@ class CovGRPOTrainer(ResumingTrainer):
         if self._in_training and self._rewards is not None:
             self._look_at_groups(output, self._rewards.to(device), first)
             if self._options is not None and self._options.advantage_estimator != "grpo":
-                self._replace_advantages(output, self._options, first)
+                self._replace_advantages(output, self._options, self._rewards, first)
         return output
 
-    def _replace_advantages(self, output: dict[str, Any], options: CovGRPOConfig, first: int) -> None:
-        rewards = weighted_reward(self._rewards, self.reward_weights)
+    def _replace_advantages(self, output: dict[str, Any], options: CovGRPOConfig, rewards: Tensor, first: int) -> None:
+        total = weighted_reward(rewards, self.reward_weights)
         advantages = estimate_advantages(
-            options.advantage_estimator, rewards, self.num_generations, options.advantage_quantile
+            options.advantage_estimator, total, self.num_generations, options.advantage_quantile
         )
         output["advantages"] = advantages[first : first + len(output["completion_ids"])]
         for _ in range(len(advantages)):  # TRL has logged its own
@@ -194,7 +194,7 @@ class CovGRPOTrainer(ResumingTrainer):
             # The first reward function is the verifier; of one that has not scored a completion nothing is known.
             for name, value in diversity_metrics(digests, rewards[:, 0] > 0.5, self.num_generations).items():
                 self._metrics["train"][f"diversity/{name}"].append(value)
-        if self._observers:
+        if any(isinstance(observer, CovarianceRecorder) for observer in self._observers):
             rows = slice(first, first + len(output["completion_ids"]))
             total = weighted_reward(rewards, self.reward_weights)
             by_group = total.view(-1, self.num_generations).nanmean(dim=1).repeat_interleave(self.num_generations)
@@ -300,6 +300,16 @@ class CovGRPOTrainer(ResumingTrainer):
             entropies=entropies,
             weights=self._batches.weights,
         )
+
+
+def _make_observers(options: CovGRPOConfig) -> list[TrainerCallback]:
+    """The callbacks that the configuration asks for and that need no trainer."""
+    observers: list[TrainerCallback] = []
+    if options.token_records is not None:
+        observers.append(CovarianceRecorder.of(options.token_records))
+    if options.entropy_law:
+        observers.append(EntropyLawCallback(figures=bool(set(TRACKERS) & set(options.report_to))))
+    return observers
 
 
 def _check_reference(model: Any, args: GRPOConfig, trainer_kwargs: dict[str, Any]) -> None:

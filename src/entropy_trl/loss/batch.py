@@ -79,7 +79,7 @@ class TokenBatches:
             state=self.state,
         )
 
-    def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype) -> Tensor:
+    def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight of each token of a micro-batch in TRL's loss, (B, T)."""
         accumulation_steps = self.trainer.current_gradient_accumulation_steps
         step_items = (
@@ -97,7 +97,9 @@ class TokenBatches:
             dtype=dtype,
         )
 
-    def score(self, model, inputs: dict[str, Any], compute_entropy: bool = False) -> tuple[Tensor, Any]:
+    def score(
+        self, model: torch.nn.Module, inputs: dict[str, Any], compute_entropy: bool = False
+    ) -> tuple[Tensor, Any]:
         """Log-probabilities (and entropies) of a micro-batch's completion tokens under the current policy.
 
         A forward pass without gradient, (B, T), nats. Only a step of several micro-batches needs it, and only if TRL

@@ -87,12 +87,12 @@ class WithheldInputs(dict[str, Any]):
     def release(self, advantages: Tensor) -> None:
         self["advantages"] = advantages
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         if key == "advantages":
             self.advantages_read = True
         return super().__getitem__(key)
 
-    def __missing__(self, key):
+    def __missing__(self, key: str) -> Any:
         if key == "advantages":
             raise RuntimeError(
                 f"TRL {trl.__version__} reads the advantages before its forward pass: the entropy control cannot act. "

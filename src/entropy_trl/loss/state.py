@@ -33,6 +33,8 @@ class ControlState:
         return dict(self.values)
 
     def load(self, stored: dict[str, Any], checkpoint: Path) -> None:
+        if not self.values:
+            return  # a control without a state does not care what the checkpoint has
         if stored.keys() == self.values.keys():
             for name, value in stored.items():
                 # A number that is yet to be measured starts as NaN, and may stay so.

@@ -18,7 +18,7 @@ from entropy_trl.tokens.types import TokenBatch
 class StepWindow:
     """One optimizer step: the tokens that the control selected in it, and its metrics."""
 
-    def __init__(self, trainer: GRPOTrainer, batches: TokenBatches, control: EntropyControl, model):
+    def __init__(self, trainer: GRPOTrainer, batches: TokenBatches, control: EntropyControl, model: torch.nn.Module):
         self.trainer = trainer
         self.batches = batches
         self.control = control
@@ -31,7 +31,7 @@ class StepWindow:
         if control.needs_pool and trainer.args.entropy_control_pool == "step" and self.size > 1:
             self._select_step(model)
 
-    def _select_step(self, model) -> None:
+    def _select_step(self, model: torch.nn.Module) -> None:
         """Select over all micro-batches of the step before the first of them is trained on."""
         trainer = self.trainer
         first = trainer._step % trainer.args.steps_per_generation
