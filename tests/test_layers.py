@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from trl import GRPOTrainer
 
 import entropy_trl
-from entropy_trl import CONTROLS
+from entropy_trl import CONTROLS, CovGRPOTrainer
 
 
 ROOT = Path(__file__).parents[1]
@@ -15,12 +16,11 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
-    {"ranks", "files", "_version"},
-    {"types", "selection", "checkpoint", "sampling", "estimators", "templates", "hub", "diversity", "dotted_path"},
-    {"covariance", "reduction", "metrics", "regions"},
+    {"tokens", "rollout", "files", "templates", "dotted_path", "_version"},
     {"controls"},
+    {"loss"},
     {"config", "analysis"},
-    {"recorder", "callbacks", "model_card"},
+    {"saving", "monitor"},
     {"trainer", "rewards"},
     {"data"},
     {"evaluation"},
@@ -53,15 +53,18 @@ def test_imports_point_one_way(path):
         assert other == module or layer(other) < layer(module), f"{path.name} imports {other}"
 
 
-def test_only_the_trainer_subclasses_grpo_trainer():
-    subclassing = [p.name for p in modules() if re.search(r"\(GRPOTrainer\)", p.read_text())]
-    assert subclassing == ["trainer.py"]
+def test_the_trainer_is_one_chain_of_classes():
+    chain = CovGRPOTrainer.__mro__[: CovGRPOTrainer.__mro__.index(GRPOTrainer) + 1]
+    assert [cls.__name__ for cls in chain] == ["CovGRPOTrainer", "ResumingTrainer", "PushingTrainer", "GRPOTrainer"]
+    subclassing = [p for p in modules() if re.search(r"\(GRPOTrainer\)", p.read_text())]
+    assert subclassing == [PACKAGE / "saving" / "uploads.py"]
 
 
-def test_core_needs_torch_only():
-    for name in ("ranks", "types", "covariance", "selection", "reduction", "regions"):
-        source = (PACKAGE / f"{name}.py").read_text()
-        assert not re.search(r"^(from|import) (trl|transformers|accelerate|datasets)", source, re.MULTILINE)
+@pytest.mark.parametrize(
+    "path", sorted([*(PACKAGE / "tokens").glob("*.py"), PACKAGE / "loss" / "reduction.py"]), ids=lambda p: p.stem
+)
+def test_core_needs_torch_only(path):
+    assert not re.search(r"^(from|import) (trl|transformers|accelerate|datasets)", path.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", CONTROLS)

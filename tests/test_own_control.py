@@ -1,5 +1,6 @@
 """A control of the user's own: by dotted path, as an instance, and every way in which it can be wrong."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ from test_rivals import logged
 
 from entropy_trl import EntropyControl, KLCov, TokenEdit, build_control
 from entropy_trl.cli import parse_train_args, train_main
+from entropy_trl.dotted_path import MOVED
 
 
 EXAMPLE = "examples.own_control.SpareTheSure"
@@ -227,6 +229,7 @@ def test_the_example_with_its_instance(tmp_path, monkeypatch, request, capsys):
         ("Halve", ["Unknown `entropy_control` 'Halve'", "dotted path"]),
         ("no_such_package.Halve", ["there is no module 'no_such_package'"]),
         ("entropy_trl.no_such_module.Halve", ["there is no module 'entropy_trl.no_such_module'"]),
+        ("entropy_trl.types.Halve", ["there is no module 'entropy_trl.types' any more", "'entropy_trl.tokens.types'"]),
         (f"{__name__}.Missing", ["'test_own_control.Missing' is not a dataclass", "has None there"]),
         (f"{__name__}.halve", ["is not a dataclass", "has <function halve"]),
         (f"{__name__}.NotAControl", ["derives from `entropy_trl.EntropyControl`"]),
@@ -251,6 +254,16 @@ def test_a_field_that_it_has_not(make_config):
     with pytest.raises(ValueError, match="'share' must be a number, got 'half'"):
         make_config(entropy_control=f"{__name__}.Halve", entropy_control_kwargs={"share": "half"})
     assert build_control(f"{__name__}.Demanding", {"share": 0.5}) == Demanding(0.5)
+
+
+def test_the_former_name_of_a_module_leads_to_its_new_one(tmp_path, monkeypatch, make_config):
+    module(tmp_path, "own_control_of_old", "from entropy_trl.types import TokenBatch\n" + SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"needs 'entropy_trl.types'.*Import 'entropy_trl.tokens.types' instead"):
+        make_config(entropy_control="own_control_of_old.Scale")
+    for former, now in MOVED.items():
+        assert importlib.util.find_spec(former) is None
+        assert importlib.util.find_spec(now) is not None
 
 
 def test_a_module_that_fails_by_itself_says_so(tmp_path, monkeypatch, make_config):

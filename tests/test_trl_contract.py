@@ -1,14 +1,22 @@
-"""What entropy_trl relies on in TRL. When a TRL release breaks one of these, this file says which."""
+"""What entropy_trl relies on in TRL, transformers and huggingface_hub: a release that breaks it fails here, by name."""
 
+import atexit
 import importlib.metadata
 import inspect
+import re
+from collections import defaultdict
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import trl
+from huggingface_hub.utils import _http
 from packaging.requirements import Requirement
+from transformers.utils.hub import PushInProgress, hf_api
 from trl import GRPOConfig, GRPOTrainer
 
+import entropy_trl.trainer
 from entropy_trl import CovGRPOTrainer, clipped_tokens, token_weights
 
 
@@ -21,16 +29,101 @@ def test_trl_is_in_the_tested_range():
     assert requirement.specifier.contains(trl.__version__)
 
 
-def test_the_methods_we_override_are_there():
-    for name in (
-        "_compute_loss",
-        "_get_per_token_logps_and_entropies",
-        "_generate_and_score_completions",
-        "get_high_entropy_mask",
-        "get_off_policy_mask",
-        "get_gamma_weights",
-    ):
-        assert callable(getattr(GRPOTrainer, name))
+#: Methods of TRL and transformers that are overridden or called, with the parameters that are relied on.
+METHODS = {
+    "_compute_loss": ("model", "inputs"),
+    "_get_per_token_logps_and_entropies": ("model", "input_ids", "attention_mask", "logits_to_keep"),
+    "_generate": ("prompts",),
+    "_generate_and_score_completions": ("inputs",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "get_high_entropy_mask": (),
+    "get_off_policy_mask": (),
+    "get_gamma_weights": (),
+    "_get_train_sampler": ("dataset",),
+    "_save_checkpoint": ("model", "trial"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_get_output_dir": ("trial",),
+    "_get_learning_rate": (),
+    "_push_from_checkpoint": ("checkpoint_folder",),
+    "_finish_current_push": (),
+    "init_hf_repo": ("token",),
+    "push_to_hub": ("commit_message", "blocking", "token", "revision"),
+    "create_model_card": ("model_name", "dataset_name", "tags"),
+    "prediction_step": (),
+    "train": ("resume_from_checkpoint",),
+}
+#: Attributes of an instance, or of the class, that are read or set.
+ATTRIBUTES = (
+    "_step",
+    "_buffered_inputs",
+    "_last_loaded_step",
+    "_metrics",
+    "_logs",
+    "_pending_extra_logs",
+    "_tag_names",
+    "_name",
+    "_paper",
+)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_methods_we_use_are_there(name):
+    parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+    assert tuple(parameters[1 : len(METHODS[name]) + 1]) == METHODS[name]
+
+
+def test_every_private_name_that_we_use_is_in_this_contract(make_trainer):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig)
+    package = Path(entropy_trl.trainer.__file__).parent
+    folders = ("loss", "rollout", "saving", "monitor")
+    sources = [package / "trainer.py", *(path for folder in folders for path in (package / folder).glob("*.py"))]
+    found = (re.findall(r"(?:self|trainer|super\(\))\.(_[a-z]\w*)", path.read_text()) for path in sources)
+    used = {name for names in found for name in names}
+    private = {name for name in used if hasattr(trainer, name)}
+    assert {"_step", "_generate", "_get_output_dir"} <= private  # or the search finds nothing
+    assert private <= {*METHODS, *ATTRIBUTES}
+
+
+def test_the_attributes_we_use_mean_what_we_take_them_for(make_trainer):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig, max_steps=1, steps_per_generation=2)
+    assert (trainer._step, trainer._buffered_inputs) == (0, None)
+    assert isinstance(trainer._pending_extra_logs, defaultdict) and not trainer._pending_extra_logs
+    trainer.train()
+    assert trainer._step == 1 and len(trainer._buffered_inputs) == 2
+    assert {"train", "eval"} <= trainer._metrics.keys()
+    assert len(trainer._logs["advantages"]) == 16
+    assert trainer._get_learning_rate() == pytest.approx(0.0)  # after the last step of a linear schedule
+    assert Path(trainer._get_output_dir(trial=None)) == Path(trainer.args.output_dir)
+    assert "self._last_loaded_step = -1" in inspect.getsource(GRPOTrainer.__init__)  # with vLLM only
+    sampler = trainer._get_train_sampler(trainer.train_dataset)
+    assert sampler.num_samples == len(trainer.train_dataset) and isinstance(sampler.generator, torch.Generator)
+
+
+def test_generation_returns_what_dynamic_sampling_takes_apart(make_trainer):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig)
+    trainer.model.train()
+    rows = [trainer.train_dataset[0]] * 4
+    prompts = [row["prompt"] for row in rows]
+    prompt_ids, ids, tool_mask, completions, logps, fields, images, tool_images = trainer._generate(prompts)
+    assert len(prompt_ids) == len(ids) == len(completions) == 4
+    assert (tool_mask, logps, images) == (None, None, None)
+    assert fields == {} and not any(tool_images)
+    assert trainer._calculate_rewards(rows, prompts, completions, ids).shape == (4, 1)
+
+
+def test_other_private_names_are_there():
+    factory = _http._GLOBAL_CLIENT_FACTORY
+    try:
+        huggingface_hub.set_client_factory(_http.default_client_factory)
+        assert _http._GLOBAL_CLIENT_FACTORY is _http.default_client_factory
+    finally:
+        huggingface_hub.set_client_factory(factory)
+    assert callable(atexit._run_exitfuncs)
+    assert PushInProgress().jobs == [] and PushInProgress().is_done()
+    assert hasattr(hf_api(), "token")
+
+
+def test_the_forward_takes_images():
     parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
     assert list(parameters)[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
     assert "pixel_values" in parameters and "completion_ids" not in parameters

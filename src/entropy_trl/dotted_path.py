@@ -1,4 +1,4 @@
-"""What a dotted path of the user's names."""
+"""Import the object at a user-supplied dotted path."""
 
 import importlib
 import os
@@ -6,19 +6,46 @@ import sys
 from typing import Any
 
 
+#: Modules of entropy_trl by their former name, which configurations and modules of users may still have.
+MOVED = {
+    f"entropy_trl.{old}": f"entropy_trl.{new}"
+    for old, new in {
+        "types": "tokens.types",
+        "ranks": "tokens.ranks",
+        "covariance": "tokens.covariance",
+        "selection": "tokens.selection",
+        "regions": "tokens.regions",
+        "sampling": "rollout.sampling",
+        "estimators": "rollout.estimators",
+        "diversity": "rollout.diversity",
+        "metrics": "loss.metrics",
+        "reduction": "loss.reduction",
+        "callbacks": "monitor.entropy_law",
+        "recorder": "monitor.recorder",
+        "checkpoint": "saving.checkpoint",
+        "hub": "saving.hub",
+        "model_card": "saving.model_card",
+    }.items()
+}
+
+
 class NoSuchModuleError(ValueError):
-    """A dotted path leads to no module."""
+    """A dotted path leads to no module, or to one that imports a module under its former name."""
 
 
 def import_from(path: str, option: str) -> Any:
-    """The object at a dotted path, from an installed module or one in the current folder; None if it has none.
+    """Import the object at a dotted path, from an installed module or one in the current folder.
 
     Args:
         path (`str`): `MODULE.NAME`.
         option (`str`): what an error message calls the option that the path was given for.
 
+    Returns:
+        The object, or `None` if the module does not have it.
+
     Raises:
-        NoSuchModuleError: there is no such module. What fails inside of a module that is there is raised as it is.
+        NoSuchModuleError: there is no such module, or entropy_trl has it under another name now. An error inside a
+            module that exists is raised as it is.
     """
     module_name, _, name = path.rpartition(".")
     if os.getcwd() not in sys.path:
@@ -26,6 +53,11 @@ def import_from(path: str, option: str) -> Any:
     try:
         return vars(importlib.import_module(module_name)).get(name)
     except ModuleNotFoundError as error:
+        if error.name in MOVED:
+            raise NoSuchModuleError(
+                f"{option} {path!r} needs {error.name!r}: there is no module {error.name!r} any more. Import "
+                f"{MOVED[error.name]!r} instead."
+            ) from error
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and an import of its own fails
         raise NoSuchModuleError(f"{option} {path!r}: there is no module {error.name!r}.") from error
