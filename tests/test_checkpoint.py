@@ -42,7 +42,7 @@ LAYOUT = Layout(
     num_iterations=1,
     num_generations=4,
 )
-START = time.time()
+START = time.time() + 1e6  # younger than the manifests, as what an interruption leaves behind is
 
 
 def test_round_trip(tmp_path):
@@ -164,6 +164,7 @@ def lose(checkpoint):
 def test_rotation_tells_edited_from_broken(checkpoints, change, left):
     folder = checkpoints(1, 2, 3, complete=(1, 2, 3))
     change(folder / "checkpoint-2")
+    os.utime(folder / "checkpoint-2", (START + 10, START + 10))
     rotate(folder, 2, best=None)
     assert steps_left(folder) == left
 

@@ -99,7 +99,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(tensors):
         sha.update(name.encode())
-        sha.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

@@ -6,12 +6,17 @@ TRL saves no rollout, and makes a new one where it goes on in the middle of one:
 import json
 import logging
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from entropy_trl.config import CovGRPOConfig
 from entropy_trl.files import write_text
 from entropy_trl.saving.checkpoint import (
     checkpoint_to_resume,
@@ -23,9 +28,12 @@ from entropy_trl.saving.checkpoint import (
 )
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
 from entropy_trl.saving.uploads import PushingTrainer
+from entropy_trl.saving.weights import restore_weights
 
 
 logger = logging.getLogger(__name__)
+
+REFERENCE = "reference.safetensors"
 
 
 class Stateful(Protocol):
@@ -43,6 +51,18 @@ class Stateful(Protocol):
         """Take up what a checkpoint kept; empty if it kept nothing."""
 
 
+@cache
+def _let_torch_load_to_numbered_cpus() -> None:
+    """Teach `torch.load` the device `cpu:0`.
+
+    With several processes on CPUs accelerate names it so and transformers loads the optimizer's state to it. Torch 2.13
+    knows `cpu` only.
+    """
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
+
+
 class ResumingTrainer(PushingTrainer):
     """TRL's GRPOTrainer with complete checkpoints, and an exact resume of everything in `_stateful`."""
 
@@ -55,8 +75,8 @@ class ResumingTrainer(PushingTrainer):
 
     @property
     def _keeps_rollout(self) -> bool:
-        """What is more than TRL's GRPOTrainer resumes exactly, and needs TRL's rollout for it."""
-        return bool(self._stateful)
+        """Whether checkpoints hold the rollout: with a plain GRPOConfig the trainer resumes as TRL's does."""
+        return isinstance(self.args, CovGRPOConfig)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Trains, as [`~transformers.Trainer.train`] does.
@@ -110,7 +130,7 @@ class ResumingTrainer(PushingTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit, self._save_total_limit = limit, None
-        # By TRL's count: an epoch may end in a step of fewer micro-batches. (With the control off it is not restored.)
+        # By TRL's count, which a plain GRPOConfig does not restore: an epoch may end in a step of fewer micro-batches.
         step = self._step if self._keeps_rollout else self.state.global_step * self.args.gradient_accumulation_steps
         inside_rollout = self._inside_rollout(step)
         for part in self._stateful:
@@ -122,6 +142,8 @@ class ResumingTrainer(PushingTrainer):
                 save_rollout(path, self._step, self._buffered_inputs)
             else:
                 path.unlink(missing_ok=True)  # of an earlier run
+        if self._reference is not None and self.args.should_save:
+            save_model(self._reference, str(folder / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, Layout.of(self.args), inside_rollout, self._run)
@@ -141,8 +163,40 @@ class ResumingTrainer(PushingTrainer):
             if hidden is not None:
                 self.args.save_total_limit = None
 
+    @property
+    def _reference(self) -> nn.Module | None:
+        """The reference model that follows the policy (`sync_ref_model`), where this process has all of it."""
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        if not self.args.sync_ref_model or self.ref_model is None or sharded:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model)
+
+    def _load_reference(self, checkpoint: Path) -> None:
+        if self._reference is not None and (checkpoint / REFERENCE).exists():
+            load_model(self._reference, str(checkpoint / REFERENCE))
+        elif self.args.sync_ref_model and self.ref_model is not None:
+            logger.warning(
+                f"{checkpoint} does not have the reference model of `sync_ref_model` (ZeRO-3 and FSDP do not save it): "
+                "the reference starts from the first weights, and the run differs from one that was not interrupted."
+            )
+
+    # With ZeRO and FSDP every process has a shard, which DeepSpeed and torch restore by their own names.
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:
+            restore_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            restore_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint):
+        if self.args.device.type == "cpu" and self.args.device.index is not None:
+            _let_torch_load_to_numbered_cpus()
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_reference(Path(checkpoint))
         if not self._keeps_rollout or checkpoint is None:
             return
         for part in self._stateful:
@@ -156,8 +210,9 @@ class ResumingTrainer(PushingTrainer):
             self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
         elif self._lies_inside_rollout(Path(checkpoint)):
             logger.warning(
-                f"{checkpoint} lies inside a rollout but does not have it (it was not saved by CovGRPOTrainer with an "
-                "entropy control): a new rollout is made, and the run differs from one that was not interrupted."
+                f"{checkpoint} lies inside a rollout but does not have it (it was not saved with a CovGRPOConfig, or "
+                "by an earlier version with the control off): a new rollout is made, and the run differs from one that "
+                "was not interrupted."
             )
 
     def _lies_inside_rollout(self, checkpoint: Path) -> bool:
