@@ -150,8 +150,6 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
                 f"resume_from_checkpoint is true, but there is no complete checkpoint in {str(output_dir)!r}"
                 + (f" ({passed_over}). Name one to use it all the same." if passed_over else ".")
             )
-        if not _has_optimizer(checkpoint):
-            raise ValueError(f"resume_from_checkpoint: {_WITHOUT_OPTIMIZER.format(checkpoint)}, or name it.")
     else:
         checkpoint = Path(choice)
         if not (checkpoint / TRAINER_STATE).is_file():
@@ -163,9 +161,12 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
             problem, remedy = _why_unreadable(checkpoint), ""
         if problem is not None:
             raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.{remedy}")
-        if not _has_optimizer(checkpoint):
-            _warn_once(f"{_WITHOUT_OPTIMIZER.format(checkpoint)}. It goes on all the same, because you named it.")
     _check_layout(checkpoint, layout)
+    if not _has_optimizer(checkpoint):
+        problem = _WITHOUT_OPTIMIZER.format(checkpoint)
+        if choice is True or choice == "auto":
+            raise ValueError(f"resume_from_checkpoint: {problem}, or name it.")
+        _warn_once(f"{problem}. It goes on all the same, because you named it.")
     return checkpoint
 
 

@@ -80,12 +80,10 @@ class Run:
     Args:
         id (`str`): a random name.
         started (`float`): when it began, seconds since 1970.
-        options (`dict`): the options that decide its course, as JSON values.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     started: float = field(default_factory=time.time)
-    options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"run {self.id}, begun {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.started))}"
@@ -123,7 +121,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     if checksum is not None and checksum != _checksum(manifest):
         raise DamagedManifest(f"its {MANIFEST} is damaged (its checksum is another one)")
     files, layout, digests = (manifest.get(key, {}) for key in ("files", "layout", "digests"))
-    run = manifest.setdefault("run", {"id": "unknown", "started": 0.0, "options": {}})
+    run = manifest.setdefault("run", {"id": "unknown", "started": 0.0})
     saved_at = manifest.setdefault("saved_at", 0.0)
     valid = (
         isinstance(files, dict)
@@ -136,7 +134,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         and isinstance(run, dict)
         and run.keys() == {part.name for part in fields(Run)}
         and type(run["started"]) is float
-        and isinstance(run["options"], dict)
+        and isinstance(run["id"], str)
         and type(saved_at) is float
     )
     if not valid:
