@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import digit_reward
 from test_trainer import CLIP_COV, KL_COV, logs, same_weights
+from trl import GRPOConfig
 
 from entropy_trl import CovarianceRecorder, CovGRPOTrainer
 from entropy_trl.analysis.records import read_records
@@ -198,5 +199,27 @@ def test_per_token_advantages(make_trainer, tmp_path):
     ],
 )
 def test_bad_options_are_refused(make_trainer, options, message):
+    # The model is not there: the mistake must be told before a model loads.
     with pytest.raises(ValueError, match=message):
-        make_trainer(token_records=options)
+        make_trainer(model="no/such/model", token_records=options)
+
+
+def test_records_of_a_run_with_a_plain_configuration(make_trainer, tmp_path):
+    with pytest.warns(UserWarning, match="entropy control is off"):
+        trainer = make_trainer(
+            config_class=GRPOConfig, trainer_kwargs={"callbacks": [CovarianceRecorder(every=2)]}, max_steps=3
+        )
+    trainer.train()
+    steps = read_records(tmp_path / "out")
+    assert [step.step for step in steps] == [1, 3]
+    assert steps[0].table()["group_accuracy"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({"entropy_regions": True}, set()), ({"token_records": {"every": 1}}, {"rewards", "group_accuracy"})],
+)
+def test_a_rollout_carries_what_is_recorded_of_it_and_no_more(make_trainer, options, shown):
+    trainer = make_trainer(**KL_COV, **options, max_steps=1)
+    trainer.train()
+    assert {"rewards", "group_accuracy"} & trainer._buffered_inputs[0].keys() == shown

@@ -8,8 +8,9 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+from entropy_trl import CovGRPOConfig, CovGRPOTrainer, build_control
 from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.state import ControlState
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.tokens.types import TokenBatch
@@ -400,6 +401,16 @@ def test_model_card_names_the_paper(make_trainer, tmp_path, method):
     trainer.create_model_card(model_name="tiny")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2505.22617" in card and "entropy-trl" in card
+
+
+def test_only_a_control_with_a_state_minds_the_state_of_a_checkpoint(tmp_path, caplog):
+    for name in ("kl_cov", "targeted_clip_higher"):
+        state = ControlState(build_control(name, {}), name)
+        before = state.state()
+        state.load({"raising": 1.0}, tmp_path)
+        assert state.state() == before
+    (message,) = caplog.messages
+    assert "'targeted_clip_higher' starts afresh" in message
 
 
 def selected_in(trainer, inputs, logps):

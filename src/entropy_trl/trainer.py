@@ -145,7 +145,7 @@ class CovGRPOTrainer(ResumingTrainer):
         # TRL's continuous batching leaves the model in training mode, in evaluation too.
         return self.model.training and not self._evaluating
 
-    # 1. Rollout. TRL generates and then computes rewards, in one method: what makes several rounds steps in between.
+    # 1. Rollout. TRL generates and computes rewards in one method, so dynamic sampling has to step in between.
     def _generate(self, prompts):
         if self._prompt_stream is None or not self._in_training:
             return super()._generate(prompts)
@@ -200,7 +200,7 @@ class CovGRPOTrainer(ResumingTrainer):
             by_group = total.view(-1, self.num_generations).nanmean(dim=1).repeat_interleave(self.num_generations)
             output |= {"rewards": total[rows], "group_accuracy": by_group[rows]}
 
-    # 4. to 8. The loss, with the control in it.
+    # 4. to 8. The loss call, forward pass, selection, edit and loss.
     def _compute_loss(self, model, inputs):
         if not self._in_training:
             return super()._compute_loss(model, inputs)

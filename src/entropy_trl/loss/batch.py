@@ -1,4 +1,4 @@
-"""[`TokenBatches`]: TRL's inputs of the loss as a control sees them."""
+"""[`TokenBatches`]: convert TRL's inputs of the loss to what a control sees."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,13 +19,15 @@ _FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_ent
 
 
 class TokenBatches:
-    """Makes a [`TokenBatch`] of TRL's inputs, and tells what TRL's loss does with its tokens.
+    """Make a [`TokenBatch`] of TRL's inputs, score tokens, and compute their weights in TRL's loss.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): whose loss it is.
-        forward: TRL's own forward pass.
+        trainer ([`~trl.GRPOTrainer`]): the trainer whose loss it is.
+        forward (`Callable`): TRL's own forward pass. It must look up the parent's method at the call.
         ranks ([`Ranks`]): the processes that the pool extends over.
-        drops_tokens (`bool`): whether the control spares tokens that the ratio clip has stopped.
+        drops_tokens (`bool`): whether the control drops tokens. It then leaves out those that the ratio clip stopped.
+
+    `state` is the control's state at the current step. The trainer sets it when a step begins.
     """
 
     def __init__(self, trainer: GRPOTrainer, forward: Callable[..., Any], ranks: Ranks, drops_tokens: bool):
@@ -36,7 +38,7 @@ class TokenBatches:
         self.state: Mapping[str, float] = {}
 
     def of(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None = None) -> TokenBatch:
-        """The tokens of a micro-batch (or of several, concatenated) as a control sees them.
+        """Return the tokens of a micro-batch (or of several, concatenated) as a control sees them.
 
         Args:
             inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
@@ -80,7 +82,7 @@ class TokenBatches:
         )
 
     def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight of each token of a micro-batch in TRL's loss, (B, T)."""
+        """Return the weight of each token of a micro-batch in TRL's loss, (B, T)."""
         accumulation_steps = self.trainer.current_gradient_accumulation_steps
         step_items = (
             inputs["num_items_in_batch"].clamp(min=1.0)
@@ -100,11 +102,11 @@ class TokenBatches:
     def score(
         self, model: torch.nn.Module, inputs: dict[str, Any], compute_entropy: bool = False
     ) -> tuple[Tensor, Any]:
-        """Log-probabilities (and entropies) of a micro-batch's completion tokens under the current policy.
+        """Compute log-probabilities (and entropies) of a micro-batch's completion tokens under the current policy.
 
-        A forward pass without gradient, (B, T), nats. Only a step of several micro-batches needs it, and only if TRL
-        does not have the rollout's log-probabilities (strictly on-policy) or they are not wanted
-        (`entropy_control_scores="current"`): of one micro-batch the loss's own forward pass tells.
+        This is a forward pass without gradient: (B, T), in nats. A single micro-batch uses the loss's own forward pass.
+        A step of several micro-batches needs this one if TRL does not have the rollout's log-probabilities (strictly
+        on-policy), or if they are not wanted (`entropy_control_scores="current"`).
         """
         checkpointing = self.trainer.args.gradient_checkpointing_kwargs
         with torch.no_grad(), disable_gradient_checkpointing(self.trainer.model, checkpointing):

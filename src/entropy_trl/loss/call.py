@@ -13,7 +13,15 @@ from entropy_trl.tokens.types import TokenBatch, TokenEdit
 
 
 class LossCall:
-    """One call of TRL's loss on a micro-batch, with the advantages withheld until the control has seen the forward."""
+    """One call of TRL's loss on a micro-batch.
+
+    It withholds the advantages from TRL until the control has seen TRL's forward pass.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): the trainer.
+        window ([`StepWindow`]): the optimizer step that the micro-batch belongs to.
+        inputs (`dict`): TRL's inputs of the loss. They are copied, not changed.
+    """
 
     def __init__(self, trainer: GRPOTrainer, window: StepWindow, inputs: dict[str, Any]):
         self.trainer = trainer

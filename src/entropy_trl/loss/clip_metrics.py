@@ -1,4 +1,4 @@
-"""TRL's clip metrics of the advantages as they were before the control edited them."""
+"""Restore TRL's clip metrics to those of the advantages before the control edited them."""
 
 from typing import Any
 
@@ -12,7 +12,13 @@ from entropy_trl.tokens.types import TokenBatch
 
 
 def restore_clip_metrics(trainer: GRPOTrainer, batch: TokenBatch, inputs: dict[str, Any]) -> None:
-    """Log TRL's clip metrics of the advantages as they were: TRL has computed them from the edited ones."""
+    """Replace the clip metrics that TRL has just logged, which it computed from the edited advantages.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): the trainer. Its last logged values are replaced.
+        batch ([`TokenBatch`]): the micro-batch, with the advantages before the edit.
+        inputs (`dict`): TRL's inputs of the loss.
+    """
     metrics = trainer._metrics["train"]
     if trainer.loss_type in CLIPPED_LOSS_TYPES:
         ratio = batch.log_ratio.detach().exp()

@@ -16,7 +16,17 @@ from entropy_trl.tokens.types import TokenBatch
 
 
 class StepWindow:
-    """One optimizer step: the tokens that the control selected in it, and its metrics."""
+    """One optimizer step: the tokens that the control selected in it, and its metrics.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): the trainer, with the arguments of a [`CovGRPOConfig`].
+        batches ([`TokenBatches`]): makes the token batches.
+        control ([`EntropyControl`]): the control that selects.
+        model (`torch.nn.Module`): the model to score a pool of several micro-batches with.
+
+    Raises:
+        RuntimeError: if TRL's rollout buffer does not have the micro-batches of the step.
+    """
 
     def __init__(self, trainer: GRPOTrainer, batches: TokenBatches, control: EntropyControl, model: torch.nn.Module):
         self.trainer = trainer
@@ -75,7 +85,7 @@ class StepWindow:
         return selected
 
     def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:
-        """The selected tokens of the micro-batch at hand, (B, T), bool."""
+        """Return the selected tokens of the current micro-batch, (B, T), bool."""
         if self.selected is not None:
             if self.micro_batches[self.position]["completion_ids"] is not inputs["completion_ids"]:
                 raise RuntimeError(

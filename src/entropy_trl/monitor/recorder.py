@@ -43,7 +43,17 @@ class ObservedMicroBatch:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What the trainer knows of the step. `entropies` makes a forward pass: inputs of the loss to (B, T), nats."""
+    """What the trainer knows of the step.
+
+    Args:
+        learning_rate (`float`): of the step.
+        control (`str`, *optional*): the name of the entropy control.
+        loss_type (`str`): TRL's loss type.
+        num_generations (`int`): completions a prompt.
+        ranks ([`Ranks`]): all processes of the run.
+        entropies (`Callable`): makes a forward pass: inputs of the loss to entropies, (B, T), nats.
+        weights (`Callable`): inputs of the loss and mask to each token's weight in TRL's loss, (B, T).
+    """
 
     learning_rate: float
     control: str | None

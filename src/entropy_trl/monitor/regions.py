@@ -1,4 +1,4 @@
-"""[`RegionWatch`]: what each entropy region has of the tokens, of the gradient and of the entropy's change."""
+"""[`RegionWatch`]: log each entropy region's share of the tokens, the gradient and the entropy change."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ from entropy_trl.tokens.regions import region_metrics
 
 
 class RegionWatch(TrainerCallback):
-    """Logs the region metrics ([`region_metrics`]) of every optimizer step.
+    """Log the region metrics ([`region_metrics`]) of every optimizer step.
 
     Args:
-        accelerator (`Accelerator`): the trainer's.
-        log: takes the name and the value of a metric.
+        accelerator (`Accelerator`): the trainer's accelerator.
+        log (`Callable[[str, float], None]`): takes the name and the value of a metric.
     """
 
     def __init__(self, accelerator: Accelerator, log: Callable[[str, float], None]):
@@ -26,13 +26,14 @@ class RegionWatch(TrainerCallback):
         self._metrics: StepMetrics | None = None
 
     def wants(self, step: int, inputs: dict[str, Any]) -> bool:
+        """Whether the trainer shall show this micro-batch: every one is wanted."""
         return True
 
     def observe(self, seen: ObservedMicroBatch, facts: StepFacts) -> None:
-        """Add a micro-batch once its backward pass has told the gradient by its log-probabilities.
+        """Add a micro-batch when its backward pass has computed the gradient with respect to its log-probabilities.
 
-        That gradient has in it all that the loss does: ratio clip, edited advantages, penalty, masks, importance
-        weights. Divided by what its reduction gives each token it is the derivative of the token's own loss.
+        The gradient contains all that the loss does: ratio clip, edited advantages, penalty, masks, importance weights.
+        Divided by the weight that the reduction gives a token, it is the derivative of the token's own loss.
         """
         if self._metrics is None:
             self._metrics = StepMetrics(self.accelerator.device)

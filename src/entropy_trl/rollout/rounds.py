@@ -13,22 +13,28 @@ from entropy_trl.rollout.sampling import Group, PromptStream, fill_rollout, has_
 
 
 def weighted_reward(rewards: Tensor, weights: Tensor) -> Tensor:
-    """The reward of each completion, (N,), as TRL adds up its reward functions' (N, F); NaN if none scored it."""
+    """Sum the rewards of each completion, (N, F) to (N,), as TRL weighs its reward functions; NaN if none scored it."""
     total = (rewards * weights.to(rewards.device)).nansum(dim=1)
     return total.masked_fill(rewards.isnan().all(dim=1), float("nan"))
 
 
 def make_prompt_stream(trainer: GRPOTrainer) -> PromptStream:
-    """The stream of a trainer's prompts.
+    """Make the stream that dynamic sampling takes a trainer's prompts from.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): the trainer, with its training data.
 
     Raises:
-        ValueError: the trainer has environments, or prompts with images.
+        ValueError: if the trainer has environments, or prompts with images.
     """
     if trainer.environment_factories is not None:
-        raise ValueError("`dynamic_sampling` does not know environments, which own their prompts. Switch one off.")
+        raise ValueError(
+            "`dynamic_sampling` does not support environments, because an environment chooses its own prompts. Set one "
+            "of them to off."
+        )
     columns = trainer.train_dataset.column_names or next(iter(trainer.train_dataset)).keys()
     if {"image", "images"} & set(columns):
-        raise ValueError("`dynamic_sampling` does not know prompts with images. Set `dynamic_sampling=False`.")
+        raise ValueError("`dynamic_sampling` does not support prompts with images. Set `dynamic_sampling=False`.")
     return PromptStream(trainer.train_dataset, trainer.shuffle_dataset, trainer.args.seed)
 
 
@@ -36,9 +42,10 @@ class GenerationRounds:
     """The rounds in which dynamic sampling makes one rollout, by TRL's own generation and rewards.
 
     Args:
-        trainer: the trainer.
-        stream: where prompts come from.
-        generate, calculate_rewards: TRL's methods.
+        trainer ([`~trl.GRPOTrainer`]): the trainer, with the arguments of a [`CovGRPOConfig`].
+        stream ([`PromptStream`]): where prompts come from.
+        generate (`Callable`): TRL's `_generate`.
+        calculate_rewards (`Callable`): TRL's `_calculate_rewards`.
     """
 
     def __init__(
