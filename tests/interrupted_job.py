@@ -9,16 +9,9 @@ import os
 import signal
 import sys
 
-import torch
-
-import entropy_trl.trainer
+import entropy_trl.saving.resume
 from entropy_trl import CovGRPOTrainer
 from entropy_trl.cli import train_main
-
-
-# Several processes on CPUs have the device cpu:0, to which transformers then loads the optimizer's state; torch 2.13
-# knows the name "cpu" only. Devices of other kinds have names with numbers.
-torch.serialization.register_package(0, lambda storage: None, lambda storage, to: storage if to == "cpu:0" else None)
 
 
 def die_in(owner, name, when):
@@ -49,12 +42,12 @@ def main(place, step, rank, argv):
                 path.write_bytes(bytes(100))
                 return True
 
-        die_in(entropy_trl.trainer, "save_rollout", torn)
+        die_in(entropy_trl.saving.resume, "save_rollout", torn)
     elif place in ("manifest", "rotation"):
         name = {"manifest": "write_manifest", "rotation": "rotate"}[place]
         steps = []
         die_in(CovGRPOTrainer, "_save_checkpoint", lambda trainer, *args: steps.append(trainer.state.global_step))
-        die_in(entropy_trl.trainer, name, lambda *args: steps[-1] == step)
+        die_in(entropy_trl.saving.resume, name, lambda *args: steps[-1] == step)
     return train_main(argv)
 
 

@@ -3,21 +3,32 @@
 import json
 import logging
 import os
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 
+from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
+from entropy_trl.loss.state import ControlState
+from entropy_trl.rollout.sampling import PromptStream
+from entropy_trl.saving import manifest as manifest_module
 from entropy_trl.saving.checkpoint import (
-    MANIFEST,
-    Layout,
     checkpoint_to_resume,
     last_complete_checkpoint,
     load_rollout,
     rollout_file,
     rotate,
     save_rollout,
+)
+from entropy_trl.saving.manifest import (
+    MANIFEST,
+    UNFINISHED,
+    Layout,
+    file_digest,
+    main,
     why_incomplete,
     write_manifest,
 )
@@ -31,6 +42,7 @@ LAYOUT = Layout(
     num_iterations=1,
     num_generations=4,
 )
+START = time.time() + 1e6  # younger than the manifests, as what an interruption leaves behind is
 
 
 def test_round_trip(tmp_path):
@@ -73,16 +85,18 @@ def test_a_failed_write_leaves_no_file(tmp_path):
 def checkpoints(tmp_path):
     """Writes checkpoints of given steps, each younger than the one before; returns their folder."""
 
-    def write(*steps, complete=(), layout=LAYOUT, inside_rollout=False):
+    def write(*steps, complete=(), unfinished=(), layout=LAYOUT, inside_rollout=False):
         for age, step in enumerate(steps):
             folder = tmp_path / f"checkpoint-{step}"
             folder.mkdir()
             save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
             torch.save({"state": torch.ones(3)}, folder / "optimizer.pt")
             (folder / "trainer_state.json").write_text("{}")
+            if step in unfinished:
+                (folder / UNFINISHED).touch()
             if step in complete:
                 write_manifest(folder, layout, inside_rollout)
-            os.utime(folder, (1e9 + 10 * age, 1e9 + 10 * age))
+            os.utime(folder, (START + 10 * age, START + 10 * age))
         return tmp_path
 
     return write
@@ -112,28 +126,190 @@ def test_the_newest_complete_checkpoint_is_found(checkpoints, caplog):
 
 
 @pytest.mark.parametrize(
-    ("steps", "complete", "limit", "left"),
+    ("steps", "complete", "unfinished", "limit", "left"),
     [
         # Written 2, 5 (interrupted), then from 2 again: 3 is the last complete one, though not the highest.
-        ((2, 5, 3), (2, 3), 1, {3}),
-        ((2, 5, 3), (2, 3), 2, {2, 3}),
-        ((2, 5, 3), (2, 3), 3, {2, 3, 5}),
-        ((1, 2, 3, 4), (1, 2), 1, {2}),
-        ((1, 2, 3), (1, 2, 3), 2, {2, 3}),
-        ((1, 2, 3), (1, 2, 3), None, {1, 2, 3}),
-        ((1, 2, 3), (), 0, {1, 2, 3}),
+        ((2, 5, 3), (2, 3), (5,), 1, {3}),
+        ((2, 5, 3), (2, 3), (5,), 2, {2, 3}),
+        ((2, 5, 3), (2, 3), (5,), 3, {2, 3, 5}),
+        # Stock TRL's have no manifest, which does not make them broken.
+        ((1, 2, 3, 4), (2, 4), (), 2, {3, 4}),
+        ((1, 2, 3, 4), (4,), (3,), 2, {2, 4}),
+        ((1, 2, 3), (1, 2, 3), (), 2, {2, 3}),
+        ((1, 2, 3), (1, 2, 3), (), None, {1, 2, 3}),
+        ((1, 2, 3), (), (), 0, {1, 2, 3}),
     ],
 )
-def test_rotation_deletes_incomplete_checkpoints_first(checkpoints, steps, complete, limit, left):
-    folder = checkpoints(*steps, complete=complete)
+def test_rotation_deletes_broken_checkpoints_first(checkpoints, steps, complete, unfinished, limit, left):
+    folder = checkpoints(*steps, complete=complete, unfinished=unfinished)
     rotate(folder, limit, best=None)
     assert steps_left(folder) == left
 
 
-def test_rotation_keeps_the_best(checkpoints):
+def edit(checkpoint):
+    (checkpoint / "trainer_state.json").write_text('{"edited": true}')
+
+
+def cut_model(checkpoint):
+    cut_off(checkpoint / "model.safetensors")
+
+
+def lose(checkpoint):
+    (checkpoint / "optimizer.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "left"), [(edit, {2, 3}), (cut_model, {1, 3}), (lose, {1, 3})], ids=["edited", "cut off", "a file lost"]
+)
+def test_rotation_tells_edited_from_broken(checkpoints, change, left):
     folder = checkpoints(1, 2, 3, complete=(1, 2, 3))
-    rotate(folder, 2, best=str(folder / "checkpoint-1"))
+    change(folder / "checkpoint-2")
+    os.utime(folder / "checkpoint-2", (START + 10, START + 10))
+    rotate(folder, 2, best=None)
+    assert steps_left(folder) == left
+
+
+@pytest.mark.parametrize("complete", [(1, 2, 3), (3,)], ids=["ours", "stock TRL's"])
+@pytest.mark.parametrize("change", [None, edit, cut_model])
+def test_rotation_keeps_the_best_in_any_state(checkpoints, complete, change):
+    folder = checkpoints(1, 2, 3, complete=complete)
+    if change is not None:
+        change(folder / "checkpoint-1")
+    rotate(folder, 2, best=str(folder / "checkpoint-1"), newest=folder / "checkpoint-3")
     assert steps_left(folder) == {1, 3}
+
+
+def test_an_edited_checkpoint_can_be_accepted(checkpoints, capsys):
+    checkpoint = checkpoints(2, complete=(2,)) / "checkpoint-2"
+    (checkpoint / "trainer_state.json").write_text("{ }")
+    with pytest.raises(ValueError, match=r"json has 3 of 2 bytes. .*python -m entropy_trl.saving.manifest"):
+        checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
+    assert main([str(checkpoint)]) == 0
+    assert checkpoint_to_resume(True, checkpoint.parent, LAYOUT) == checkpoint
+    cut_off(checkpoint / MANIFEST)
+    assert main([str(checkpoint)]) == 1
+    assert "its manifest.json cannot be read. Delete manifest.json" in capsys.readouterr().err
+
+
+def test_the_run_that_saved_last_is_resumed(checkpoints, caplog):
+    """A new run in a used folder: the old run's higher steps are not where it stands."""
+    folder = checkpoints(90, 100, 5, 10, complete=(90, 100, 5, 10))
+    assert checkpoint_to_resume(True, folder, LAYOUT) == folder / "checkpoint-10"
+    assert "checkpoint-10 (run " in caplog.text and "checkpoint-90 (run " in caplog.text
+    assert checkpoint_to_resume(str(folder / "checkpoint-100"), folder, LAYOUT) == folder / "checkpoint-100"
+
+
+def older(checkpoint):
+    """Makes a manifest that of an earlier version, without checksums, run and time."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    for name in ("checksum", "digests", "run", "saved_at"):
+        del manifest[name]
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_checkpoints_of_earlier_versions_resume(checkpoints):
+    folder = checkpoints(1, 3, 2, complete=(1, 3, 2))
+    for checkpoint in folder.iterdir():
+        older(checkpoint)
+    assert checkpoint_to_resume("auto", folder, LAYOUT) == folder / "checkpoint-3"
+    write_manifest(folder / "checkpoint-1", LAYOUT, False)
+    assert checkpoint_to_resume("auto", folder, LAYOUT) == folder / "checkpoint-1"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["zeros", "bit"])
+def test_damage_that_keeps_the_size_is_found(checkpoints, name, damage):
+    checkpoint = checkpoints(2, complete=(2,)) / "checkpoint-2"
+    data = bytearray((checkpoint / name).read_bytes())
+    if damage == "zeros":
+        data = bytearray(len(data))
+    else:
+        data[-2] ^= 16
+    (checkpoint / name).write_bytes(data)
+    with pytest.raises(
+        ValueError, match=f"is not complete: (its )?{name} (is not what was written|cannot be|is damaged)"
+    ):
+        checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        "7",
+        '{"files": []}',
+        '{"files": {"../x": 1}, "layout": {}, "inside_rollout": false}',
+        "\xff",
+    ],
+)
+def test_a_manifest_of_anything_else_is_told_in_a_line(checkpoints, text):
+    checkpoint = checkpoints(2, complete=(2,)) / "checkpoint-2"
+    (checkpoint / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"is not complete: its manifest.json cannot be read. Delete manifest.json"):
+        checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
+
+
+def test_large_files_are_checked_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "_WHOLE", 2**20)
+    monkeypatch.setattr(manifest_module, "_BLOCK", 2**12)
+    path = tmp_path / "shard.bin"
+    path.write_bytes(os.urandom(3 * 2**20))
+    first = file_digest(path)
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(bytes([path.read_bytes()[-1] ^ 1]))
+    os.utime(path, (1, 1))
+    assert file_digest(path) != first
+    path.write_bytes(bytes(3 * 2**20))
+    assert file_digest(path) != first
+
+
+def test_a_damaged_rollout_is_refused(tmp_path):
+    path = rollout_file(tmp_path, 0)
+    save_rollout(path, 3, [{"ids": torch.arange(5)}])
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is damaged"):
+        load_rollout(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1", None, True])
+def test_a_state_that_no_run_reaches_is_refused(tmp_path, value):
+    state = ControlState(TargetedClipHigher(), "targeted_clip_higher")
+    with pytest.raises(ValueError, match="'k' of the entropy control 'targeted_clip_higher' is"):
+        state.load({"k": value}, tmp_path)
+
+
+@pytest.mark.parametrize("position", [-1, 1.5, "3", True])
+def test_a_position_that_is_no_count_is_refused(tmp_path, position):
+    stream = PromptStream(Dataset.from_dict({"prompt": ["a", "b"]}), shuffle=False, seed=0)
+    with pytest.raises(ValueError, match="the position in the prompts is"):
+        stream.load({"position": position}, tmp_path)
+
+
+def test_files_of_other_formats_are_not_called_truncated(checkpoints):
+    """torch's older format and other programs' `.bin` files do not tell their end; a zip file does."""
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    torch.save(torch.ones(9), checkpoint / "old.bin", _use_new_zipfile_serialization=False)
+    (checkpoint / "vocabulary.bin").write_bytes(b"any bytes")
+    (checkpoint / "global_step1.bin").mkdir()
+    assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
+    (checkpoint / "vocabulary.bin").write_bytes(bytes(9))
+    with pytest.raises(ValueError, match=r"vocabulary.bin is truncated"):
+        checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
+
+
+def test_a_checkpoint_of_the_model_alone_goes_on_only_if_named(checkpoints, caplog):
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    (checkpoint / "optimizer.pt").unlink()
+    write_manifest(checkpoint, LAYOUT, False)
+    for choice in (True, "auto"):
+        with pytest.raises(ValueError, match=r"no optimizer state \(`save_only_model`\).*model_name_or_path"):
+            checkpoint_to_resume(choice, checkpoint.parent, LAYOUT)
+    assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
+    assert "the learning-rate schedule and the optimizer would start afresh" in caplog.text
 
 
 def test_a_named_checkpoint_is_checked(checkpoints, caplog):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from entropy_trl import __version__
 from entropy_trl.analysis import entropy_accuracy_pairs
 from entropy_trl.cli import main, parse_train_args, train_main
-from entropy_trl.saving.checkpoint import Layout, write_manifest
+from entropy_trl.saving.manifest import Layout, write_manifest
 
 
 REPOSITORY = Path(__file__).parent.parent

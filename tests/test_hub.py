@@ -29,8 +29,8 @@ import entropy_trl.saving.hub
 from entropy_trl import CovGRPOTrainer, __version__, cli
 from entropy_trl.analysis.law import fit_law
 from entropy_trl.quickstart.task import build_model
-from entropy_trl.saving.checkpoint import why_incomplete
 from entropy_trl.saving.hub import PushMistake, Uploads
+from entropy_trl.saving.manifest import why_incomplete
 from entropy_trl.saving.model_card import FIGURE, extend_card
 
 
@@ -171,7 +171,7 @@ class Release(TrainerCallback):
 @pytest.mark.parametrize("always", [False, True])
 def test_no_file_changes_while_an_upload_reads_the_folder(hub, make_trainer, monkeypatch, caplog, always):
     """An upload hashes the files, asks the Hub what to send (here slowly), and reads them again to send them."""
-    monkeypatch.setattr(entropy_trl.hub, "TIME_LIMIT", httpx.Timeout(20))
+    monkeypatch.setattr(entropy_trl.saving.hub, "TIME_LIMIT", httpx.Timeout(20))
     hub.fail("preupload", "slow" if always else "hold")
     trainer = make_trainer(**PUSHED, hub_strategy="every_save", hub_always_push=always, max_steps=8, logging_steps=1)
     trainer.add_callback(Release(hub, step=6))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from entropy_trl.saving.checkpoint import why_incomplete
+from entropy_trl.saving.manifest import why_incomplete
 
 
 TESTS = Path(__file__).parent

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from test_distributed import skip_without_deepspeed
 
-from entropy_trl.saving.checkpoint import why_incomplete
+from entropy_trl.saving.manifest import why_incomplete
 from entropy_trl.smoke import tiny_math_policy
 
 

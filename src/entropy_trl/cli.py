@@ -501,7 +501,8 @@ def _check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableData
 
 def _checkpoint(training_args: "CovGRPOConfig") -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means, if any."""
-    from entropy_trl.saving.checkpoint import Layout, checkpoint_to_resume
+    from entropy_trl.saving.checkpoint import checkpoint_to_resume
+    from entropy_trl.saving.manifest import Layout
 
     choice: str | bool | None = training_args.resume_from_checkpoint
     if choice is not None and str(choice).lower() in ("false", "none", "null", "true"):

@@ -36,6 +36,14 @@ class ControlState:
         if not self.values:
             return  # a control without a state does not care what the checkpoint has
         if stored.keys() == self.values.keys():
+            for name, value in stored.items():
+                # A number that is yet to be measured starts as NaN, and may stay so.
+                unmeasured = math.isnan(self.control.initial_state()[name])
+                if type(value) not in (int, float) or not (math.isfinite(value) or unmeasured):
+                    raise ValueError(
+                        f"{checkpoint / self.file}: {name!r} of the entropy control {self.name!r} is {value!r}, which "
+                        "no run reaches: the file is damaged. Resume from another checkpoint."
+                    )
             self.values = stored
         else:
             logger.warning(

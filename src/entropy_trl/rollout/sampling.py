@@ -64,9 +64,14 @@ class PromptStream:
         return {"position": self.position}
 
     def load(self, stored: dict[str, Any], checkpoint: Path) -> None:
-        if stored:
-            self.position = stored["position"]
-        else:
+        position = stored.get("position", 0)
+        if type(position) is not int or position < 0:
+            raise ValueError(
+                f"{checkpoint / self.file}: the position in the prompts is {position!r}, not a count: the file is "
+                "damaged. Resume from another checkpoint."
+            )
+        self.position = position
+        if not stored:
             logger.warning(f"{checkpoint} was saved without dynamic sampling: its prompts start from the first.")
 
     @property

@@ -4,16 +4,16 @@ Beside what TRL saves, a checkpoint folder has
 
 - `rollout_rank<k>.safetensors`, one a process, inside a rollout: the tensors of each micro-batch, and in its header, as
   JSON, the position in the rollout and what is not a tensor;
-- `manifest.json`, written when everything else is there: every file with its size, and how the run was cut into
-  processes and micro-batches. A checkpoint without it, or whose files are not of these sizes, is not complete.
+- `manifest.json`, written when everything else is on the disk: every file with its size and checksum, the run, and how
+  it was cut into processes and micro-batches. A checkpoint without it, or with other files, is not complete.
 """
 
+import hashlib
 import json
 import logging
 import re
 import shutil
 import zipfile
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,31 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from trl import GRPOConfig
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from entropy_trl._version import __version__
+from entropy_trl.saving.manifest import (
+    MANIFEST,
+    TRAINER_STATE,
+    UNFINISHED,
+    DamagedManifest,
+    Layout,
+    Run,
+    how_to_accept,
+    read_manifest,
+    why_incomplete,
+)
 
 
 logger = logging.getLogger(__name__)
 
 MicroBatch = dict[str, Any]
 
-MANIFEST = "manifest.json"
-TRAINER_STATE = "trainer_state.json"
+_ZIP = b"PK\3\4"
+_WITHOUT_OPTIMIZER = (
+    "{} has no optimizer state (`save_only_model`): the learning-rate schedule and the optimizer would start afresh, "
+    "which is another run. Resume from a checkpoint saved without `save_only_model`, or start a new run from its "
+    "weights (model_name_or_path)"
+)
 
 
 def rollout_file(checkpoint: str | Path, rank: int) -> Path:
@@ -56,102 +69,59 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
         tensors |= {f"{i}/{k}": v.detach().clone() for k, v in micro_batch.items() if isinstance(v, torch.Tensor)}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata={"rollout": json.dumps({"step": step, "others": others})})
+    header = {"step": step, "others": others, "sha256": _checksum(tensors)}
+    save_file(tensors, unfinished, metadata={"rollout": json.dumps(header)})
     unfinished.rename(path)
 
 
 def load_rollout(path: Path, device: torch.device) -> tuple[int, list[MicroBatch]]:
-    """Read what [`save_rollout`] wrote: the step and the rollout buffer, its tensors on `device`."""
+    """Read what [`save_rollout`] wrote: the step and the rollout buffer, its tensors on `device`.
+
+    Raises:
+        ValueError: if the tensors are not those that were written.
+    """
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["rollout"])
-        micro_batches: list[MicroBatch] = header["others"]
-        for name in file.keys():  # noqa: SIM118  # not a mapping
-            index, key = name.split("/", maxsplit=1)
-            micro_batches[int(index)][key] = file.get_tensor(name).to(device)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    if "sha256" in header and header["sha256"] != _checksum(tensors):
+        raise ValueError(
+            f"{path} is damaged (its checksum is another one): the run cannot go on inside this rollout. Resume from "
+            "an older checkpoint."
+        )
+    micro_batches: list[MicroBatch] = header["others"]
+    for name, tensor in tensors.items():
+        index, key = name.split("/", maxsplit=1)
+        micro_batches[int(index)][key] = tensor.to(device)
     return header["step"], micro_batches
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a run is cut into processes and micro-batches: what a checkpoint's counts and rollouts refer to."""
-
-    processes: int
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    steps_per_generation: int
-    num_iterations: int
-    num_generations: int
-
-    @classmethod
-    def of(cls, args: GRPOConfig) -> "Layout":
-        """The layout that a configuration has in this launch."""
-        return cls(
-            processes=args.world_size,
-            per_device_train_batch_size=args.per_device_train_batch_size,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            steps_per_generation=args.steps_per_generation,
-            num_iterations=args.num_iterations,
-            num_generations=args.num_generations,
-        )
-
-    @property
-    def amounts(self) -> tuple[int, int, int, int]:
-        """Completions of an optimizer step, of a rollout, how often a rollout is used, and completions of a prompt."""
-        rows = self.processes * self.per_device_train_batch_size
-        return (
-            rows * self.gradient_accumulation_steps,
-            rows * self.steps_per_generation,
-            self.num_iterations,
-            self.num_generations,
-        )
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
-
-
-def write_manifest(checkpoint: Path, layout: Layout, inside_rollout: bool) -> None:
-    """Declare a checkpoint complete. Call it when every process has written its files."""
-    # Opened, not only looked up: a network file system then asks for the size that another machine's file really has.
-    files = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                files[path.relative_to(checkpoint).as_posix()] = file.seek(0, 2)
-    manifest = {
-        "entropy_trl": __version__,
-        "layout": asdict(layout),
-        "inside_rollout": inside_rollout,
-        "files": files,
-    }
-    unfinished = checkpoint / f"{MANIFEST}.unfinished"
-    unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
-    unfinished.rename(checkpoint / MANIFEST)
-
-
-def why_incomplete(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; `None` if its manifest says that all of it is there."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}: it was not written to the end, or not by CovGRPOTrainer"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} cannot be read"
-    for name, size in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} of {size} bytes"
-    return None
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step in a run's folder. Says which newer ones it passes over, and why."""
-    for checkpoint in reversed(_checkpoints(output_dir)):
+    """The complete checkpoint of a run's folder that was saved last, by the time in its manifest.
+
+    The highest step may be an earlier run's. Checkpoints of versions that kept no time count as older, by their step.
+    Says which it passes over, and why.
+    """
+    checkpoints = sorted(_checkpoints(output_dir), key=_saved_at)  # stable: then by step
+    for i, checkpoint in reversed(list(enumerate(checkpoints))):
         problem = why_incomplete(checkpoint)
-        if problem is None:
-            return checkpoint
-        logger.warning(f"{checkpoint} is passed over: {problem}.")
+        if problem is not None:
+            _warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
+            continue
+        if higher := [c for c in checkpoints[:i] if _step(c) > _step(checkpoint)]:
+            names = ", ".join(f"{c.name} ({_run_of(c)})" for c in higher)
+            _warn_once(
+                f"{checkpoint} ({_run_of(checkpoint)}) was saved last. Passed over, because they were saved before "
+                f"it: {names}. Name one of them to resume from it."
+            )
+        return checkpoint
     return None
 
 
@@ -184,30 +154,100 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         checkpoint = Path(choice)
         if not (checkpoint / TRAINER_STATE).is_file():
             raise ValueError(f"resume_from_checkpoint: {choice!r} is not a checkpoint (it has no {TRAINER_STATE}).")
-        if not (checkpoint / MANIFEST).exists():
+        if (checkpoint / MANIFEST).exists():
+            problem, remedy = why_incomplete(checkpoint), f" {how_to_accept(checkpoint)}."
+        else:
             _warn_once(f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone.")
-        problem = why_incomplete(checkpoint) if (checkpoint / MANIFEST).exists() else _why_unreadable(checkpoint)
+            problem, remedy = _why_unreadable(checkpoint), ""
         if problem is not None:
-            raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.")
+            raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.{remedy}")
     _check_layout(checkpoint, layout)
+    if not _has_optimizer(checkpoint):
+        problem = _WITHOUT_OPTIMIZER.format(checkpoint)
+        if choice is True or choice == "auto":
+            raise ValueError(f"resume_from_checkpoint: {problem}, or name it.")
+        _warn_once(f"{problem}. It goes on all the same, because you named it.")
     return checkpoint
 
 
-def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Delete surplus checkpoints as transformers does (`save_total_limit`), incomplete ones before any complete one."""
+def rotate(output_dir: str | Path, limit: int | None, best: str | None, newest: Path | None = None) -> None:
+    """Delete surplus checkpoints as transformers does (`save_total_limit`), broken ones before any other one.
+
+    A checkpoint without a manifest, as stock TRL writes it, or with an edited file is not broken.
+
+    Args:
+        output_dir (`str` or `Path`): the run's folder.
+        limit (`int`, *optional*): how many to keep; `None` or 0 keeps all.
+        best (`str`, *optional*): the best checkpoint, which is never deleted.
+        newest (`Path`, *optional*): the checkpoint just written, which is never deleted. By default the youngest one.
+    """
     if limit is None or limit <= 0:
         return
-    checkpoints = _checkpoints(output_dir)
-    incomplete = [c for c in checkpoints if why_incomplete(c) is not None]
-    for checkpoint in incomplete[: max(len(checkpoints) - limit, 0)]:
+    checkpoints = [Path(path) for path in sort_checkpoints(str(output_dir), use_mtime=True)]
+    surplus = len(checkpoints) - limit
+    if surplus <= 0:
+        return
+    kept = {path.resolve() for path in (newest or checkpoints[-1], *([Path(best)] if best else []))}
+    deletable = [c for c in checkpoints if c.resolve() not in kept]
+    deletable.sort(key=lambda c: not _is_broken(c))  # stable: then by age
+    for checkpoint in deletable[:surplus]:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    rotate_checkpoints(str(output_dir), limit, best, use_mtime=True)
+
+
+def warn_of_another_run(output_dir: str | Path) -> None:
+    """Name the run whose checkpoints lie where a new run is about to write its own."""
+    checkpoints = sorted(_checkpoints(output_dir), key=_saved_at)
+    if checkpoints:
+        _warn_once(
+            f"{output_dir} already holds checkpoints of another run ({checkpoints[-1].name} is the last; "
+            f"{_run_of(checkpoints[-1])}): this new run overwrites those of the same steps, and save_total_limit "
+            "deletes the others. Choose another output_dir to keep them, or resume with resume_from_checkpoint true."
+        )
 
 
 @cache
 def _warn_once(message: str) -> None:
     """The command line checks a checkpoint before the model is loaded, and the trainer does again."""
     logger.warning(message)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", maxsplit=1)[1])
+
+
+def _saved_at(checkpoint: Path) -> float:
+    """When a checkpoint was written, by its manifest, or by its folder if it has none."""
+    try:
+        return float(read_manifest(checkpoint)["saved_at"])
+    except (FileNotFoundError, DamagedManifest):
+        return checkpoint.stat().st_mtime
+
+
+def _run_of(checkpoint: Path) -> str:
+    try:
+        return str(Run(**read_manifest(checkpoint)["run"]))
+    except (FileNotFoundError, DamagedManifest):
+        return "unknown run"
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint has an optimizer's state: torch's, or the shards of FSDP (`optimizer_0`) or DeepSpeed."""
+    return (checkpoint / "latest").exists() or any(checkpoint.glob("optimizer*"))
+
+
+def _is_broken(checkpoint: Path) -> bool:
+    """Whether a checkpoint is cut off for sure: not the lack of a proof that it is whole, nor an edited file."""
+    try:
+        files = read_manifest(checkpoint)["files"]
+    except FileNotFoundError:
+        if (checkpoint / UNFINISHED).exists() or not (checkpoint / TRAINER_STATE).exists():
+            return True
+    except DamagedManifest:
+        pass  # the files tell
+    else:
+        if not all((checkpoint / name).is_file() for name in files):
+            return True
+    return _why_unreadable(checkpoint) is not None
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
@@ -221,6 +261,8 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 
 def _why_unreadable(checkpoint: Path) -> str | None:
     """What shows that a checkpoint without a manifest was cut off: JSON, safetensors and zip files know their end."""
+    if (checkpoint / UNFINISHED).exists():
+        return "it was not written to the end"
     for path in sorted(checkpoint.rglob("*")):
         try:
             if path.suffix == ".json":
@@ -228,9 +270,13 @@ def _why_unreadable(checkpoint: Path) -> str | None:
             elif path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
                     pass
-            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
-                return f"{path.name} is truncated"
-        except (ValueError, SafetensorError) as error:
+            elif path.suffix in (".pt", ".pth", ".bin") and path.is_file():
+                with path.open("rb") as file:
+                    start = file.read(len(_ZIP))
+                # torch's older format, and files of others, do not tell their end.
+                if not start.strip(b"\0") or (start == _ZIP and not zipfile.is_zipfile(path)):
+                    return f"{path.name} is truncated"
+        except (ValueError, RecursionError, SafetensorError) as error:
             return f"{path.name} cannot be read ({error})"
     return None
 
@@ -238,7 +284,7 @@ def _why_unreadable(checkpoint: Path) -> str | None:
 def _check_layout(checkpoint: Path, layout: Layout) -> None:
     if not (checkpoint / MANIFEST).exists():
         return
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest = read_manifest(checkpoint)
     saved = Layout(**manifest["layout"])
     if saved == layout:
         return

@@ -6,27 +6,34 @@ TRL saves no rollout, and makes a new one where it goes on in the middle of one:
 import json
 import logging
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from entropy_trl.config import CovGRPOConfig
+from entropy_trl.files import write_text
 from entropy_trl.saving.checkpoint import (
-    MANIFEST,
-    TRAINER_STATE,
-    Layout,
     checkpoint_to_resume,
     load_rollout,
     rollout_file,
     rotate,
     save_rollout,
-    write_manifest,
+    warn_of_another_run,
 )
+from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
 from entropy_trl.saving.uploads import PushingTrainer
+from entropy_trl.saving.weights import restore_weights
 
 
 logger = logging.getLogger(__name__)
+
+REFERENCE = "reference.safetensors"
 
 
 class Stateful(Protocol):
@@ -44,18 +51,32 @@ class Stateful(Protocol):
         """Take up what a checkpoint kept; empty if it kept nothing."""
 
 
+@cache
+def _let_torch_load_to_numbered_cpus() -> None:
+    """Teach `torch.load` the device `cpu:0`.
+
+    With several processes on CPUs accelerate names it so and transformers loads the optimizer's state to it. Torch 2.13
+    knows `cpu` only.
+    """
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
+
+
 class ResumingTrainer(PushingTrainer):
     """TRL's GRPOTrainer with complete checkpoints, and an exact resume of everything in `_stateful`."""
 
     def __init__(self, *args, **kwargs):
         self._stateful: list[Stateful] = []
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
+        self._run = Run()
+        self._save_total_limit: int | None = None  # while transformers, which would apply it too early, must not see it
         super().__init__(*args, **kwargs)
 
     @property
     def _keeps_rollout(self) -> bool:
-        """What is more than TRL's GRPOTrainer resumes exactly, and needs TRL's rollout for it."""
-        return bool(self._stateful)
+        """Whether checkpoints hold the rollout: with a plain GRPOConfig the trainer resumes as TRL's does."""
+        return isinstance(self.args, CovGRPOConfig)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Trains, as [`~transformers.Trainer.train`] does.
@@ -70,7 +91,11 @@ class ResumingTrainer(PushingTrainer):
             ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
-        self._resumed = checkpoint
+        self._resumed, self._run = checkpoint, Run()
+        if checkpoint is not None and (checkpoint / MANIFEST).exists():
+            self._run = Run(**read_manifest(checkpoint)["run"])
+        elif checkpoint is None and self.is_world_process_zero():
+            warn_of_another_run(self.args.output_dir)
         for part in self._stateful:
             part.reset()
         if self._keeps_rollout:
@@ -95,52 +120,104 @@ class ResumingTrainer(PushingTrainer):
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / UNFINISHED).touch()
             (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run in the same folder, now overwritten
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._save_total_limit = limit
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.save_total_limit = limit
-        # By TRL's count: an epoch may end in a step of fewer micro-batches. (With the control off it is not restored.)
+            self.args.save_total_limit, self._save_total_limit = limit, None
+        # By TRL's count, which a plain GRPOConfig does not restore: an epoch may end in a step of fewer micro-batches.
         step = self._step if self._keeps_rollout else self.state.global_step * self.args.gradient_accumulation_steps
         inside_rollout = self._inside_rollout(step)
         for part in self._stateful:
             if part.state() and self.args.should_save:
-                (folder / part.file).write_text(json.dumps(part.state()) + "\n")
+                write_text(folder / part.file, json.dumps(part.state()) + "\n")
         if self._keeps_rollout:
             path = rollout_file(folder, self.accelerator.process_index)
             if self._buffered_inputs is not None and inside_rollout:
                 save_rollout(path, self._step, self._buffered_inputs)
             else:
                 path.unlink(missing_ok=True)  # of an earlier run
+        if self._reference is not None and self.args.should_save:
+            save_model(self._reference, str(folder / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, Layout.of(self.args), inside_rollout)
+            write_manifest(folder, Layout.of(self.args), inside_rollout, self._run)
             if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
-                rotate(run, limit, self.state.best_model_checkpoint)
+                rotate(run, limit, self.state.best_model_checkpoint, folder)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
 
+    # `training_args.bin` has the limit that the user set.
+    def _save(self, output_dir=None, state_dict=None):
+        hidden = self._save_total_limit
+        if hidden is not None:
+            self.args.save_total_limit = hidden
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if hidden is not None:
+                self.args.save_total_limit = None
+
+    @property
+    def _reference(self) -> nn.Module | None:
+        """The reference model that follows the policy (`sync_ref_model`), where this process has all of it."""
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        if not self.args.sync_ref_model or self.ref_model is None or sharded:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model)
+
+    def _load_reference(self, checkpoint: Path) -> None:
+        if self._reference is not None and (checkpoint / REFERENCE).exists():
+            load_model(self._reference, str(checkpoint / REFERENCE))
+        elif self.args.sync_ref_model and self.ref_model is not None:
+            logger.warning(
+                f"{checkpoint} does not have the reference model of `sync_ref_model` (ZeRO-3 and FSDP do not save it): "
+                "the reference starts from the first weights, and the run differs from one that was not interrupted."
+            )
+
+    # With ZeRO and FSDP every process has a shard, which DeepSpeed and torch restore by their own names.
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:
+            restore_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            restore_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint):
+        if self.args.device.type == "cpu" and self.args.device.index is not None:
+            _let_torch_load_to_numbered_cpus()
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_reference(Path(checkpoint))
         if not self._keeps_rollout or checkpoint is None:
             return
         for part in self._stateful:
             file = Path(checkpoint) / part.file
-            part.load(json.loads(file.read_text()) if file.exists() else {}, Path(checkpoint))
+            stored = json.loads(file.read_text()) if file.exists() else {}
+            if not isinstance(stored, dict):
+                raise ValueError(f"{file} is damaged: it holds {stored!r}. Resume from another checkpoint.")
+            part.load(stored, Path(checkpoint))
         path = rollout_file(checkpoint, self.accelerator.process_index)
         if path.exists():
             self._step, self._buffered_inputs = load_rollout(path, self.accelerator.device)
         elif self._lies_inside_rollout(Path(checkpoint)):
             logger.warning(
-                f"{checkpoint} lies inside a rollout but does not have it (it was not saved by CovGRPOTrainer with an "
-                "entropy control): a new rollout is made, and the run differs from one that was not interrupted."
+                f"{checkpoint} lies inside a rollout but does not have it (it was not saved with a CovGRPOConfig, or "
+                "by an earlier version with the control off): a new rollout is made, and the run differs from one that "
+                "was not interrupted."
             )
 
     def _lies_inside_rollout(self, checkpoint: Path) -> bool:
         if (checkpoint / MANIFEST).exists():
-            return json.loads((checkpoint / MANIFEST).read_text())["inside_rollout"]
+            return bool(read_manifest(checkpoint)["inside_rollout"])
         return self._inside_rollout(self.state.global_step * self.args.gradient_accumulation_steps)
 
     def _inside_rollout(self, step: int) -> bool:

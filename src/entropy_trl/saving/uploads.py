@@ -13,7 +13,6 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 from trl import GRPOTrainer
 
-from entropy_trl.saving.checkpoint import MANIFEST
 from entropy_trl.saving.hub import (
     REQUEST_ERRORS,
     PushMistake,
@@ -23,6 +22,7 @@ from entropy_trl.saving.hub import (
     limit_waiting,
     make_repository,
 )
+from entropy_trl.saving.manifest import MANIFEST
 from entropy_trl.saving.model_card import write_card
 
 

@@ -1,0 +1,184 @@
+"""A resumed run is the run that was not interrupted: its weights, its rollout, its reference, its arguments."""
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from entropy_trl.quickstart.task import build_dataset
+from entropy_trl.saving import resume
+from entropy_trl.saving.weights import restore_weights
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+KL_COV = {"entropy_control": "kl_cov", "entropy_control_kwargs": {"fraction": 0.2}}
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def moe():
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=20,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            moe_intermediate_size=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+    )
+
+
+@pytest.fixture
+def resumed(make_trainer, tmp_path):
+    """Trains through, and again from a checkpoint of that run; returns both trainers."""
+
+    def run(checkpoint, model=None, **overrides):
+        trainers = []
+        for choice in (None, str(tmp_path / "out" / f"checkpoint-{checkpoint}")):
+            trainer = make_trainer(model=None if model is None else model(), **(SAVING | overrides))
+            trainer.train(resume_from_checkpoint=choice)
+            trainers.append(trainer)
+        return trainers
+
+    return run
+
+
+def test_a_mixture_of_experts_resumes(resumed):
+    through, again = resumed(2, moe, **KL_COV)
+    assert same(weights(through), weights(again))
+
+
+class Worse(TrainerCallback):
+    """Makes the first checkpoint the best one."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        metrics["eval_score"] = -state.global_step
+
+
+def test_the_best_mixture_of_experts_is_loaded(make_trainer, tmp_path):
+    trainer = make_trainer(
+        model=moe(),
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+        trainer_kwargs={"eval_dataset": build_dataset(8), "callbacks": [Worse()]},
+        **SAVING,
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    best = Qwen3MoeForCausalLM.from_pretrained(tmp_path / "out" / "checkpoint-1")
+    assert same(weights(trainer), best.state_dict())
+
+
+def test_a_continued_adapter_with_a_reference_resumes(resumed, tiny_model, tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(copy.deepcopy(tiny_model), lora).save_pretrained(tmp_path / "adapter")
+
+    def adapted():
+        return PeftModel.from_pretrained(copy.deepcopy(tiny_model), tmp_path / "adapter", is_trainable=True)
+
+    through, again = resumed(3, adapted, beta=0.3, **KL_COV)
+    assert (tmp_path / "out" / "checkpoint-3" / "ref").is_dir()
+    assert same(weights(through), weights(again))
+
+
+def test_a_synchronised_reference_resumes(resumed, tiny_model, tmp_path, caplog):
+    tiny_model.save_pretrained(tmp_path / "model")
+
+    def saved():
+        return type(tiny_model).from_pretrained(tmp_path / "model")
+
+    options = {"beta": 0.3, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
+    through, again = resumed(2, saved, **options, **KL_COV)
+    assert same(weights(through), weights(again))
+    assert same(through.ref_model.state_dict(), again.ref_model.state_dict())
+    assert not same(through.ref_model.state_dict(), saved().state_dict())
+
+
+@pytest.mark.parametrize("checkpoint", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"advantage_estimator": "rloo"}, {"num_iterations": 2}], ids=str)
+def test_the_control_off_resumes_inside_a_rollout(resumed, checkpoint, options):
+    options = {"entropy_control": None} | options
+    through, again = resumed(checkpoint, gradient_accumulation_steps=2, steps_per_generation=4, **options)
+    assert same(weights(through), weights(again))
+
+
+def test_the_control_off_is_stock_trl(make_trainer):
+    ours = make_trainer(entropy_control=None, **SAVING)
+    ours.train()
+    stock = make_trainer(GRPOTrainer, GRPOConfig, **SAVING)
+    stock.train()
+    assert same(weights(ours), weights(stock))
+
+
+def test_a_named_limit_is_in_the_saved_arguments(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=2, save_total_limit=1, **SAVING)
+    trainer.train()
+    saved = torch.load(tmp_path / "out" / "checkpoint-2" / "training_args.bin", weights_only=False)
+    assert saved.save_total_limit == trainer.args.save_total_limit == 1
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
+
+
+def test_a_new_run_names_the_run_it_overwrites(make_trainer, caplog):
+    make_trainer(max_steps=1, **SAVING).train()
+    with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+        make_trainer(max_steps=1, **SAVING).train()
+    assert "already holds checkpoints of another run (checkpoint-1 is the last; run " in caplog.text
+
+
+def test_the_optimizer_of_several_processes_on_cpus_loads(tmp_path):
+    torch.save({"exp_avg": torch.ones(3)}, tmp_path / "optimizer.pt")
+    resume._let_torch_load_to_numbered_cpus()
+    loaded = torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu:0"), weights_only=True)
+    assert torch.equal(loaded["exp_avg"], torch.ones(3))
+
+
+def test_tied_weights_fit(tiny_model, tmp_path):
+    model = copy.deepcopy(tiny_model)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    restore_weights(model, tmp_path)
+
+
+def other_names(tensors):
+    return {f"other.{name}": tensor for name, tensor in tensors.items()}
+
+
+def other_values(tensors):
+    return tensors | {"model.norm.weight": tensors["model.norm.weight"] + 1}
+
+
+@pytest.mark.parametrize("change", [other_names, other_values])
+def test_weights_that_do_not_fit_are_refused(tiny_model, tmp_path, change):
+    tiny_model.save_pretrained(tmp_path)
+    file = Path(tmp_path) / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit the model"):
+        restore_weights(copy.deepcopy(tiny_model), tmp_path)
