@@ -25,7 +25,7 @@ from entropy_trl.monitor.recorder import CovarianceRecorder, ObservedMicroBatch,
 from entropy_trl.monitor.regions import RegionWatch
 from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 from entropy_trl.rollout.estimators import estimate_advantages
-from entropy_trl.rollout.rounds import GenerationRounds, make_prompt_stream, weighted_reward
+from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_prompt_stream, weighted_reward
 from entropy_trl.rollout.sampling import PromptStream
 from entropy_trl.saving.resume import ResumingTrainer
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
@@ -81,8 +81,9 @@ class CovGRPOTrainer(ResumingTrainer):
         # The configuration checked itself when it was made; it may have been changed since.
         self.entropy_control = None if self._options is None else self._options.make_entropy_control()
         _check_reference(model, args, trainer_kwargs)
-        # Of the rollout that is being made: TRL's rows of this process, and the rewards of all processes.
+        # Of the rollout that is being made: TRL's rows and completions of this process, and all processes' rewards.
         self._rows: list[dict[str, Any]] = []
+        self._completion_ids: list[list[int]] = []
         self._rewards: Tensor | None = None
         self._prompt_stream: PromptStream | None = None
         # Of the loss that is being computed, and of the optimizer step that it is part of.
@@ -104,6 +105,7 @@ class CovGRPOTrainer(ResumingTrainer):
             if self._options.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
                 ranks = AllProcesses()
             if self._options.dynamic_sampling:
+                deciding_reward(self.reward_func_names, self._options.dynamic_sampling_reward)
                 self._prompt_stream = make_prompt_stream(self)
                 self._stateful.append(self._prompt_stream)
         drops_tokens = self.entropy_control is not None and self.entropy_control.drops_tokens
@@ -155,6 +157,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
     # 2. Rewards.
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._completion_ids = completion_ids_list
         if self._prompt_stream is None or not self._in_training:
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards
@@ -190,7 +193,7 @@ class CovGRPOTrainer(ResumingTrainer):
     def _look_at_groups(self, output: dict[str, Any], rewards: Tensor, first: int) -> None:
         """Log the groups' diversity, and attach what a recorder wants to know of each completion's group."""
         if self._options is not None:
-            digests = self.accelerator.gather(completion_digests(output["completion_ids"], output["completion_mask"]))
+            digests = self.accelerator.gather(completion_digests(self._completion_ids).to(self.accelerator.device))
             # The first reward function is the verifier; of one that has not scored a completion nothing is known.
             for name, value in diversity_metrics(digests, rewards[:, 0] > 0.5, self.num_generations).items():
                 self._metrics["train"][f"diversity/{name}"].append(value)
