@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import digit_reward
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -283,6 +284,36 @@ def test_non_finite_rollout_log_probs_are_counted(make_trainer, set_forward, los
     trainer.model.train()
     with pytest.raises(FloatingPointError, match="2 a rollout log-probability"):
         trainer._compute_loss(trainer.model, inputs)
+
+
+@pytest.mark.parametrize("control", [None, "clip_cov"])
+@pytest.mark.parametrize("infinity", [float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"advantage_estimator": name} for name in ("rloo", "reinforce_pp", "reinforce_pp_baseline", "quantile")),
+        {"scale_rewards": "none"},
+    ],
+)
+def test_infinite_rewards_stop_training_before_the_weights_change(make_trainer, control, infinity, options):
+    def reward(completions, **kwargs):
+        return [infinity, *digit_reward(completions)[1:]]
+
+    trainer = make_trainer(entropy_control=control, reward_funcs=reward, steps_per_generation=1, **options)
+    before = [p.clone() for p in trainer.model.parameters()]
+    with pytest.raises(FloatingPointError, match="advantage that is not finite"):
+        trainer.train()
+    assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce_pp"])
+def test_a_completion_without_a_reward_is_allowed(make_trainer, estimator):
+    def reward(completions, **kwargs):
+        return [None, *digit_reward(completions)[1:]]
+
+    trainer = make_trainer(entropy_control=None, reward_funcs=reward, max_steps=2, advantage_estimator=estimator)
+    trainer.train()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
 def test_a_row_without_tokens_may_have_any_advantage(make_trainer, set_forward, loss_inputs):

@@ -47,7 +47,7 @@ class CovGRPOTrainer(ResumingTrainer):
     Raises:
         ValueError: if the configuration cannot mean what it says (see [`CovGRPOConfig`]).
         FloatingPointError: in training, before the weights change, if a log-probability or advantage of a valid token
-            is not finite.
+            is not finite. Checked for every [`CovGRPOConfig`], with the control on or off.
     """
 
     _tag_names = ["trl", "grpo", "entropy-trl"]
@@ -88,6 +88,7 @@ class CovGRPOTrainer(ResumingTrainer):
         self._prompt_stream: PromptStream | None = None
         # Of the loss that is being computed, and of the optimizer step that it is part of.
         self._loss_call: LossCall | None = None
+        self._checked_inputs: dict[str, Any] | None = None  # with the control off
         self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that is observed
         self._step_window: StepWindow | None = None
         self._evaluating = False
@@ -226,7 +227,11 @@ class CovGRPOTrainer(ResumingTrainer):
     def _control_loss(self, model, inputs):
         """TRL's loss with the control in it, and the tokens that the control restrained, (B, T), if it is on."""
         if self.entropy_control is None:
-            return super()._compute_loss(model, inputs), None
+            self._checked_inputs = inputs if self._options is not None else None
+            try:
+                return super()._compute_loss(model, inputs), None
+            finally:
+                self._checked_inputs = None
 
         if self._step_window is None:
             self._batches.state = self._control_state.values
@@ -254,6 +259,8 @@ class CovGRPOTrainer(ResumingTrainer):
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._loss_call is not None:
             logps, entropies = self._loss_call.after_forward(logps, entropies)
+        elif self._checked_inputs is not None:
+            self._batches.check_inputs(self._checked_inputs, logps)
         if self._forwards is not None:
             self._forwards.append((logps, entropies))
         return logps, entropies, aux_loss

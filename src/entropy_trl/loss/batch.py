@@ -118,10 +118,21 @@ class TokenBatches:
             )
         return logps, entropies
 
+    def check_inputs(self, inputs: dict[str, Any], logps: Tensor) -> None:
+        """Check what reaches TRL's loss where no control looks at it. Raises as [`check_finite`] does."""
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        logps = logps.detach()
+        old_logps = inputs.get("old_per_token_logps")
+        old_logps = logps if old_logps is None else old_logps
+        self.check_finite(TokenBatch(logps=logps, old_logps=old_logps, advantages=inputs["advantages"], mask=mask))
+
     def check_finite(self, batch: TokenBatch) -> None:
         """Raise FloatingPointError, on all ranks, if a valid token has a log-probability or advantage not finite."""
         accelerator, step = self.trainer.accelerator, self.trainer.state.global_step
-        tensors = (batch.logps.detach(), batch.old_logps, batch.advantages)
+        # TRL turns an infinite advantage into the largest number of its type: twice that is infinite again.
+        tensors = (batch.logps.detach(), batch.old_logps, 2 * batch.advantages.float())
         # A sum that is finite has finite terms only. Few steps come past this, and all ranks together.
         total = accelerator.reduce(torch.stack([x.sum(dtype=torch.float32) for x in tensors]), reduction="sum")
         if total.isfinite().all():
