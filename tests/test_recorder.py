@@ -200,3 +200,15 @@ def test_per_token_advantages(make_trainer, tmp_path):
 def test_bad_options_are_refused(make_trainer, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(token_records=options)
+
+
+def test_measuring_the_change_of_entropy_leaves_dropout_as_it_is(make_trainer, tiny_model):
+    weights = []
+    for records in (None, {"every": 1, "entropy_change": True}):
+        model = copy.deepcopy(tiny_model)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.2
+        trainer = make_trainer(model=model, token_records=records, max_steps=3)
+        trainer.train()
+        weights.append(list(trainer.model.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(*weights, strict=True))

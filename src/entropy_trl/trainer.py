@@ -298,7 +298,10 @@ class CovGRPOTrainer(ResumingTrainer):
         """What an observer wants to know of the step at hand."""
 
         def entropies(inputs: dict[str, Any]) -> Tensor:
-            with self.compute_loss_context_manager():
+            # Dropout draws numbers here; the training's own must stay as they are.
+            device = self.accelerator.device
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with forked, self.compute_loss_context_manager():
                 return self._batches.score(model, inputs, compute_entropy=True)[1]
 
         return StepFacts(
