@@ -68,10 +68,17 @@ def make_config(tmp_path):
 def make_trainer(tiny_model, make_config):
     """A trainer on a copy of the tiny model; keyword arguments go to the configuration."""
 
-    def make(trainer_class=CovGRPOTrainer, config_class=CovGRPOConfig, model=None, trainer_kwargs=None, **overrides):
+    def make(
+        trainer_class=CovGRPOTrainer,
+        config_class=CovGRPOConfig,
+        model=None,
+        trainer_kwargs=None,
+        reward_funcs=digit_reward,
+        **overrides,
+    ):
         trainer = trainer_class(
             model=copy.deepcopy(tiny_model) if model is None else model,
-            reward_funcs=digit_reward,
+            reward_funcs=reward_funcs,
             args=make_config(config_class, **overrides),
             train_dataset=build_dataset(64),
             processing_class=build_tokenizer(),

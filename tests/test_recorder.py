@@ -223,3 +223,15 @@ def test_a_rollout_carries_what_is_recorded_of_it_and_no_more(make_trainer, opti
     trainer = make_trainer(**KL_COV, **options, max_steps=1)
     trainer.train()
     assert {"rewards", "group_accuracy"} & trainer._buffered_inputs[0].keys() == shown
+
+
+def test_measuring_the_change_of_entropy_leaves_dropout_as_it_is(make_trainer, tiny_model):
+    weights = []
+    for records in (None, {"every": 1, "entropy_change": True}):
+        model = copy.deepcopy(tiny_model)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.2
+        trainer = make_trainer(model=model, token_records=records, max_steps=3)
+        trainer.train()
+        weights.append(list(trainer.model.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(*weights, strict=True))

@@ -289,6 +289,108 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, control):
         )
 
 
+# What decides which groups are kept
+
+
+def right(completions, **kwargs):
+    return [float("7" in completion) for completion in completions]
+
+
+def length_punishment(completions, completion_ids, **kwargs):
+    return [-0.5 * (len(ids) >= 6) for ids in completion_ids]
+
+
+def only_even(completions, **kwargs):
+    """As a verifier of another task: it scores no completion here."""
+    return [None] * len(completions)
+
+
+def kept_rewards(trainer):
+    """Train; returns each kept group's rewards, (groups, completions, functions)."""
+    kept, generate = [], trainer._generate_and_score_completions
+
+    def record(inputs):
+        output = generate(inputs)
+        kept.append(trainer._rewards.view(-1, 4, trainer._rewards.shape[1]).clone())
+        return output
+
+    trainer._generate_and_score_completions = record
+    trainer.train()
+    return torch.cat(kept)
+
+
+@pytest.mark.parametrize(
+    ("reward_funcs", "options", "decider"),
+    [
+        ([right, length_punishment], {}, 0),
+        ([length_punishment, right], {"dynamic_sampling_reward": "right"}, 1),
+        ([length_punishment, right], {}, 0),
+        ([right, length_punishment], {"multi_objective_aggregation": "normalize_then_sum"}, 0),
+        ([only_even, right], {}, 1),
+    ],
+)
+def test_one_reward_function_decides_which_groups_are_kept(make_trainer, reward_funcs, options, decider):
+    trainer = make_trainer(reward_funcs=reward_funcs, dynamic_sampling=True, max_steps=4, temperature=1.0, **options)
+    kept = kept_rewards(trainer)
+    assert len(kept) == 8
+    assert (kept[:, :, decider].amax(1) > kept[:, :, decider].amin(1)).all()
+
+
+def test_a_reward_without_weight_decides_nothing_alone(make_trainer):
+    """The verifier is logged only: a group in which the trained reward does not differ teaches nothing."""
+    options = {"dynamic_sampling": True, "max_steps": 4, "temperature": 1.0, "reward_weights": [0.0, 1.0]}
+    kept = kept_rewards(make_trainer(reward_funcs=[right, length_punishment], **options))
+    assert (kept.amax(1) > kept.amin(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("reward_funcs", "name", "words"),
+    [
+        ([right, length_punishment], "wright", "'wright'` is not a reward function.* one of 'right', 'length_punish"),
+        ([right, right], "right", "more than one"),
+    ],
+)
+def test_a_wrong_name_of_the_deciding_reward_is_refused(make_trainer, reward_funcs, name, words):
+    with pytest.raises(ValueError, match=words):
+        make_trainer(reward_funcs=reward_funcs, dynamic_sampling=True, dynamic_sampling_reward=name)
+
+
+def test_without_a_group_baseline_equal_rewards_are_kept(make_trainer):
+    options = {"dynamic_sampling": True, "advantage_estimator": "reinforce_pp", "temperature": 1.0, "max_steps": 4}
+    with pytest.warns(UserWarning, match="drops no prompt for equal rewards"):
+        trainer = make_trainer(reward_funcs=right, **options)
+    rewards = kept_rewards(trainer)[:, :, 0]
+    assert (rewards.amax(1) == rewards.amin(1)).any()
+    rewards = kept_rewards(make_trainer(reward_funcs=right, dynamic_sampling_reward="right", **options))[:, :, 0]
+    assert (rewards.amax(1) > rewards.amin(1)).all()  # as asked for
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "quantile"])
+@pytest.mark.filterwarnings("ignore:.*drops no prompt:UserWarning")
+def test_a_group_without_a_token_in_the_loss_is_dropped(make, estimator):
+    options = {"mask_truncated_completions": True, "max_completion_length": 4, "max_generation_rounds": 40}
+    trainer = make(digit_reward, advantage_estimator=estimator, **options)
+    for rollout in train_recorded(trainer):
+        learns = (rollout["advantages"].abs() > 1e-6) & rollout["completion_mask"].any(1)
+        assert learns.view(-1, 4).any(1).all()
+        assert not rollout["completion_mask"].any(1).all()  # some completions are truncated
+
+
+def test_logged_metrics_of_rounds_are_weighted_by_their_completions(make):
+    rounds = []
+
+    def reward(completions, log_metric, **kwargs):
+        rounds.append(len(completions))
+        log_metric("round", float(len(rounds)))
+        return one_digit_reward(completions)
+
+    trainer = make(reward=reward, max_steps=1)
+    trainer.train()
+    assert len(set(rounds)) > 1
+    expected = sum(n * size for n, size in enumerate(rounds, 1)) / sum(rounds)
+    assert logs(trainer, "round") == pytest.approx([expected])
+
+
 def test_a_checkpoint_without_a_stream_is_said(make, make_trainer, tmp_path, caplog):
     make_trainer(save_strategy="steps", save_steps=2, max_steps=2).train()
     with caplog.at_level("WARNING", logger="entropy_trl"):

@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from conftest import digit_reward
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer, build_control
 from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.state import ControlState
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset
@@ -286,6 +288,36 @@ def test_non_finite_rollout_log_probs_are_counted(make_trainer, set_forward, los
         trainer._compute_loss(trainer.model, inputs)
 
 
+@pytest.mark.parametrize("control", [None, "clip_cov"])
+@pytest.mark.parametrize("infinity", [float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"advantage_estimator": name} for name in ("rloo", "reinforce_pp", "reinforce_pp_baseline", "quantile")),
+        {"scale_rewards": "none"},
+    ],
+)
+def test_infinite_rewards_stop_training_before_the_weights_change(make_trainer, control, infinity, options):
+    def reward(completions, **kwargs):
+        return [infinity, *digit_reward(completions)[1:]]
+
+    trainer = make_trainer(entropy_control=control, reward_funcs=reward, steps_per_generation=1, **options)
+    before = [p.clone() for p in trainer.model.parameters()]
+    with pytest.raises(FloatingPointError, match="advantage that is not finite"):
+        trainer.train()
+    assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce_pp"])
+def test_a_completion_without_a_reward_is_allowed(make_trainer, estimator):
+    def reward(completions, **kwargs):
+        return [None, *digit_reward(completions)[1:]]
+
+    trainer = make_trainer(entropy_control=None, reward_funcs=reward, max_steps=2, advantage_estimator=estimator)
+    trainer.train()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
 def test_a_row_without_tokens_may_have_any_advantage(make_trainer, set_forward, loss_inputs):
     trainer = make_trainer(**CLIP_COV)
     logps, inputs = loss_inputs()
@@ -475,6 +507,29 @@ def test_training_again_after_an_interruption_inside_a_step(make_trainer, select
     trainer.remove_callback(callback)
     assert train(trainer) == [0, 1, 2, 3]
     assert train(trainer) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4},
+        {"entropy_control_pool": "micro_batch"},
+    ],
+)
+def test_the_selection_is_among_tokens_that_the_high_entropy_mask_leaves(make_trainer, monkeypatch, method, options):
+    seen, result = [], LossCall.result
+
+    def record(call):
+        seen.append((call.selected & call.loss_masks[0], call.selected))
+        return result(call)
+
+    monkeypatch.setattr(LossCall, "result", record)
+    trainer = make_trainer(top_entropy_quantile=0.3, **METHODS[method] | options)
+    trainer.train()
+    assert all(torch.equal(counted, selected) for counted, selected in seen)
+    assert sum(int(selected.sum()) for _, selected in seen) > 0
 
 
 def test_a_step_without_signal_selects_nothing(make_trainer, set_forward, loss_inputs):

@@ -1,5 +1,6 @@
 """[`CovGRPOConfig`]: TRL's GRPOConfig plus entropy control."""
 
+import warnings
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
@@ -48,6 +49,12 @@ class CovGRPOConfig(GRPOConfig):
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
             Whether prompts whose completions all have the same reward are replaced by new ones until the rollout is
             full. Prompts then come from a stream of their own over the data set, which checkpoints remember.
+        dynamic_sampling_reward (`str`, *optional*):
+            Name of the reward function that decides which prompts dynamic sampling keeps: those whose completions
+            differ in it. Defaults to the first one, the verifier. Shaping rewards, such as a length punishment, do not
+            decide. Where the function scores no completion of a prompt, the weighted sum decides. With
+            `advantage_estimator="reinforce_pp"` equal rewards have an advantage: no prompt is dropped for them unless
+            this is given.
         max_generation_rounds (`int`, *optional*, defaults to `10`):
             Rounds of generation for a rollout, the first one included (10 in the authors' recipe).
         dynamic_sampling_incomplete (`str`, *optional*, defaults to `"error"`):
@@ -115,6 +122,13 @@ class CovGRPOConfig(GRPOConfig):
     dynamic_sampling: bool = field(
         default=False,
         metadata={"help": "Replace prompts whose completions all have the same reward until the rollout is full."},
+    )
+    dynamic_sampling_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dynamic sampling: name of the reward function that decides which prompts are kept. Default: the "
+            "first, which is the verifier."
+        },
     )
     max_generation_rounds: int = field(
         default=10, metadata={"help": "Dynamic sampling: rounds of generation for a rollout, the first one included."}
@@ -215,6 +229,14 @@ class CovGRPOConfig(GRPOConfig):
             return
         if self.max_generation_rounds < 1:
             raise ValueError(f"`max_generation_rounds` must be at least 1, got {self.max_generation_rounds}.")
+        if self.advantage_estimator == "reinforce_pp" and self.dynamic_sampling_reward is None:
+            warnings.warn(
+                "`dynamic_sampling` with `advantage_estimator='reinforce_pp'` drops no prompt for equal rewards: "
+                "they have an advantage there. Use `reinforce_pp_baseline`, set `dynamic_sampling=False`, or name "
+                "`dynamic_sampling_reward` to drop them all the same.",
+                UserWarning,
+                stacklevel=4,
+            )
         rows = self.per_device_train_batch_size * self.steps_per_generation
         if rows % self.num_generations != 0:
             raise ValueError(

@@ -25,7 +25,7 @@ from entropy_trl.monitor.recorder import CovarianceRecorder, ObservedMicroBatch,
 from entropy_trl.monitor.regions import RegionWatch
 from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 from entropy_trl.rollout.estimators import estimate_advantages
-from entropy_trl.rollout.rounds import GenerationRounds, make_prompt_stream, weighted_reward
+from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_prompt_stream, weighted_reward
 from entropy_trl.rollout.sampling import PromptStream
 from entropy_trl.saving.resume import ResumingTrainer
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
@@ -47,7 +47,7 @@ class CovGRPOTrainer(ResumingTrainer):
     Raises:
         ValueError: if the configuration cannot mean what it says (see [`CovGRPOConfig`]).
         FloatingPointError: in training, before the weights change, if a log-probability or advantage of a valid token
-            is not finite.
+            is not finite. Checked for every [`CovGRPOConfig`], with the control on or off.
     """
 
     _tag_names = ["trl", "grpo", "entropy-trl"]
@@ -81,12 +81,14 @@ class CovGRPOTrainer(ResumingTrainer):
         # The configuration checked itself when it was made; it may have been changed since.
         self.entropy_control = None if self._options is None else self._options.make_entropy_control()
         _check_reference(model, args, trainer_kwargs)
-        # Of the rollout that is being made: TRL's rows of this process, and the rewards of all processes.
+        # Of the rollout that is being made: TRL's rows and completions of this process, and all processes' rewards.
         self._rows: list[dict[str, Any]] = []
+        self._completion_ids: list[list[int]] = []
         self._rewards: Tensor | None = None
         self._prompt_stream: PromptStream | None = None
         # Of the loss that is being computed, and of the optimizer step that it is part of.
         self._loss_call: LossCall | None = None
+        self._checked_inputs: dict[str, Any] | None = None  # with the control off
         self._forwards: list[tuple[Tensor, Tensor]] | None = None  # of a loss that is observed
         self._step_window: StepWindow | None = None
         self._evaluating = False
@@ -104,6 +106,7 @@ class CovGRPOTrainer(ResumingTrainer):
             if self._options.entropy_control_pool == "step" and self.accelerator.num_processes > 1:
                 ranks = AllProcesses()
             if self._options.dynamic_sampling:
+                deciding_reward(self.reward_func_names, self._options.dynamic_sampling_reward)
                 self._prompt_stream = make_prompt_stream(self)
                 self._stateful.append(self._prompt_stream)
         drops_tokens = self.entropy_control is not None and self.entropy_control.drops_tokens
@@ -155,6 +158,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
     # 2. Rewards.
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._completion_ids = completion_ids_list
         if self._prompt_stream is None or not self._in_training:
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards
@@ -190,7 +194,7 @@ class CovGRPOTrainer(ResumingTrainer):
     def _look_at_groups(self, output: dict[str, Any], rewards: Tensor, first: int) -> None:
         """Log the groups' diversity, and attach what a recorder wants to know of each completion's group."""
         if self._options is not None:
-            digests = self.accelerator.gather(completion_digests(output["completion_ids"], output["completion_mask"]))
+            digests = self.accelerator.gather(completion_digests(self._completion_ids).to(self.accelerator.device))
             # The first reward function is the verifier; of one that has not scored a completion nothing is known.
             for name, value in diversity_metrics(digests, rewards[:, 0] > 0.5, self.num_generations).items():
                 self._metrics["train"][f"diversity/{name}"].append(value)
@@ -223,7 +227,11 @@ class CovGRPOTrainer(ResumingTrainer):
     def _control_loss(self, model, inputs):
         """TRL's loss with the control in it, and the tokens that the control restrained, (B, T), if it is on."""
         if self.entropy_control is None:
-            return super()._compute_loss(model, inputs), None
+            self._checked_inputs = inputs if self._options is not None else None
+            try:
+                return super()._compute_loss(model, inputs), None
+            finally:
+                self._checked_inputs = None
 
         if self._step_window is None:
             self._batches.state = self._control_state.values
@@ -251,6 +259,8 @@ class CovGRPOTrainer(ResumingTrainer):
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._loss_call is not None:
             logps, entropies = self._loss_call.after_forward(logps, entropies)
+        elif self._checked_inputs is not None:
+            self._batches.check_inputs(self._checked_inputs, logps)
         if self._forwards is not None:
             self._forwards.append((logps, entropies))
         return logps, entropies, aux_loss
@@ -288,7 +298,10 @@ class CovGRPOTrainer(ResumingTrainer):
         """What an observer wants to know of the step at hand."""
 
         def entropies(inputs: dict[str, Any]) -> Tensor:
-            with self.compute_loss_context_manager():
+            # Dropout draws numbers here; the training's own must stay as they are.
+            device = self.accelerator.device
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with forked, self.compute_loss_context_manager():
                 return self._batches.score(model, inputs, compute_entropy=True)[1]
 
         return StepFacts(

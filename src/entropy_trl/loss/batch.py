@@ -81,6 +81,19 @@ class TokenBatches:
             state=self.state,
         )
 
+    def counted(self, inputs: dict[str, Any], entropies: Tensor) -> dict[str, Any]:
+        """The inputs with the mask of the tokens that the loss counts: those that `top_entropy_quantile` leaves in.
+
+        TRL masks each micro-batch after the control has acted. Every rank must call this together.
+        """
+        trainer = self.trainer
+        if trainer.top_entropy_quantile >= 1.0:
+            return inputs
+        mask = inputs["completion_mask"]
+        valid = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+        high = GRPOTrainer.get_high_entropy_mask(trainer, entropies, valid, 1 - trainer.top_entropy_quantile)
+        return inputs | {"completion_mask": mask * high}
+
     def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight of each token of a micro-batch in TRL's loss, (B, T)."""
         accumulation_steps = self.trainer.current_gradient_accumulation_steps
@@ -120,10 +133,21 @@ class TokenBatches:
             )
         return logps, entropies
 
+    def check_inputs(self, inputs: dict[str, Any], logps: Tensor) -> None:
+        """Check what reaches TRL's loss where no control looks at it. Raises as [`check_finite`] does."""
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        logps = logps.detach()
+        old_logps = inputs.get("old_per_token_logps")
+        old_logps = logps if old_logps is None else old_logps
+        self.check_finite(TokenBatch(logps=logps, old_logps=old_logps, advantages=inputs["advantages"], mask=mask))
+
     def check_finite(self, batch: TokenBatch) -> None:
         """Raise FloatingPointError, on all ranks, if a valid token has a log-probability or advantage not finite."""
         accelerator, step = self.trainer.accelerator, self.trainer.state.global_step
-        tensors = (batch.logps.detach(), batch.old_logps, batch.advantages)
+        # TRL turns an infinite advantage into the largest number of its type: twice that is infinite again.
+        tensors = (batch.logps.detach(), batch.old_logps, 2 * batch.advantages.float())
         # A sum that is finite has finite terms only. Few steps come past this, and all ranks together.
         total = accelerator.reduce(torch.stack([x.sum(dtype=torch.float32) for x in tensors]), reduction="sum")
         if total.isfinite().all():

@@ -1,27 +1,28 @@
 """How much the completions of a prompt differ: what entropy is meant to protect."""
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def completion_digests(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+def completion_digests(completion_ids: Sequence[Sequence[int]]) -> Tensor:
     """A 64-bit digest of each completion's tokens, so that processes can count distinct ones without exchanging them.
 
     Args:
-        completion_ids (`Tensor` of shape (B, T)): token ids, padded.
-        completion_mask (`Tensor` of shape (B, T)): 1 at the completion's tokens.
+        completion_ids (`Sequence` of B token id sequences): as generated, without padding. The loss's mask does not
+            do: `mask_truncated_completions` empties it.
 
     Returns:
-        `Tensor` of shape (B,), int64, on the device of `completion_ids`. Equal tokens have equal digests, and different
-        ones different digests up to chance (1e-12 for ten thousand completions).
+        `Tensor` of shape (B,), int64. Equal tokens have equal digests, and different ones different digests up to
+        chance (1e-12 for ten thousand completions).
     """
-    rows = zip(completion_ids.cpu(), completion_mask.bool().cpu(), strict=True)
-    digests = [hashlib.blake2b(ids[mask].numpy().tobytes(), digest_size=8).digest() for ids, mask in rows]
-    return torch.tensor(
-        [int.from_bytes(digest, signed=True) for digest in digests], dtype=torch.int64, device=completion_ids.device
-    )
+    digests = [
+        hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=8).digest() for ids in completion_ids
+    ]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)
 
 
 def diversity_metrics(digests: Tensor, correct: Tensor, group_size: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """[`GenerationRounds`]: the rounds in which dynamic sampling makes one rollout."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
+from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.sampling import Group, PromptStream, fill_rollout, has_signal
 
 
@@ -16,6 +18,31 @@ def weighted_reward(rewards: Tensor, weights: Tensor) -> Tensor:
     """Sum the rewards of each completion, (N, F) to (N,), as TRL weighs its reward functions; NaN if none scored it."""
     total = (rewards * weights.to(rewards.device)).nansum(dim=1)
     return total.masked_fill(rewards.isnan().all(dim=1), float("nan"))
+
+
+def deciding_reward(names: Sequence[str], chosen: str | None) -> int:
+    """Find the reward function by which dynamic sampling keeps or drops a group.
+
+    Args:
+        names (`Sequence[str]`): of the reward functions, in TRL's order.
+        chosen (`str`, *optional*): `CovGRPOConfig.dynamic_sampling_reward`. `None` is the first function.
+
+    Returns:
+        `int`: its place among the reward functions.
+
+    Raises:
+        ValueError: if no function, or more than one, has that name.
+    """
+    if chosen is None:
+        return 0
+    places = [place for place, name in enumerate(names) if name == chosen]
+    if len(places) != 1:
+        problem = "names more than one reward function" if places else "is not a reward function of this run"
+        raise ValueError(
+            f"`dynamic_sampling_reward={chosen!r}` {problem}: dynamic sampling cannot tell which prompts to keep. "
+            f"Use one of {', '.join(map(repr, names))}, each with a name of its own, or leave it out for the first."
+        )
+    return places[0]
 
 
 def make_prompt_stream(trainer: GRPOTrainer) -> PromptStream:
@@ -61,6 +88,8 @@ class GenerationRounds:
         self.calculate_rewards = calculate_rewards
         self.taken: list[dict[str, Any]] = []  # rows of the data set, of all processes
         self.rewards: list[Tensor] = []  # of each round, of all processes
+        self.decider = deciding_reward(trainer.reward_func_names, trainer.args.dynamic_sampling_reward)
+        self.reward_metrics: list[dict[str, list[float]]] = []  # what the reward functions logged in each round
 
     def fill(self, rows: list[dict[str, Any]], prompts: list[Any]) -> tuple[tuple[Any, ...], Tensor]:
         """Generate until the rollout is full of groups with a signal (see [`fill_rollout`]).
@@ -93,6 +122,7 @@ class GenerationRounds:
             trainer._pending_extra_logs[name] = [extra.get(name) for extra in columns["extra"]]
 
         self._merge_rounds(metrics, logged)
+        self._merge_reward_metrics()
         for name, value in {
             "rounds": rollout.rounds,
             "acceptance_rate": rollout.with_signal / rollout.generated,
@@ -133,6 +163,8 @@ class GenerationRounds:
             for row, value in zip(rows, values if isinstance(values, list) else [values] * len(rows), strict=True):
                 row[name] = value
         self.rewards.append(self.calculate_rewards(rows, prompts, completions, ids))
+        self.reward_metrics.append(dict(trainer._pending_metrics))
+        trainer._pending_metrics.clear()
         rewards = self.rewards[-1][rank * len(rows) : (rank + 1) * len(rows)].cpu()
         logged = trainer._pending_extra_logs
         extras = [{name: values[i] for name, values in logged.items() if i < len(values)} for i in range(len(rows))]
@@ -146,16 +178,63 @@ class GenerationRounds:
             "completion": completions,
             "logps": logps or [None] * len(rows),
             "rewards": rewards,
+            "trainable": self._trainable(ids, tool_mask),
             "extra": extras,
         }
         made = [{name: values[i] for name, values in completion_columns.items()} for i in range(len(rows))]
         return [made[i : i + size] for i in range(0, len(made), size)]
 
     def _has_signal(self, group: Group) -> bool:
+        """Whether the deciding reward differs in the group, and a token that the loss counts has an advantage."""
+        args = self.trainer.args
         rewards = torch.stack([completion["rewards"] for completion in group])
+        deciding, trained = rewards[:, self.decider], self._trained_rewards(rewards)
+        if deciding.isnan().all():  # another function scores prompts of this kind
+            deciding = trained
+        # REINFORCE++ has no group baseline: a group of equal rewards has an advantage and is worth training on.
+        keeps_equal = args.advantage_estimator == "reinforce_pp" and args.dynamic_sampling_reward is None
+        if not keeps_equal and not has_signal(deciding):
+            return False
+        trainable = torch.tensor([completion["trainable"] for completion in group])
+        return bool((self._has_advantage(trained) & trainable).any())
+
+    def _trained_rewards(self, rewards: Tensor) -> Tensor:
+        """What advantages are made of: the weighted sum, (G,), or the columns that have a weight, (G, F)."""
+        weights = self.trainer.reward_weights.cpu()
         if self.trainer.multi_objective_aggregation == "sum_then_normalize":
-            return has_signal(weighted_reward(rewards, self.trainer.reward_weights))
-        return has_signal(rewards[:, self.trainer.reward_weights.cpu() != 0])
+            return weighted_reward(rewards, weights)
+        return rewards[:, weights != 0]
+
+    def _has_advantage(self, trained: Tensor) -> Tensor:
+        """Which completions of a group have an advantage other than 0, (G,), bool."""
+        args = self.trainer.args
+        if args.advantage_estimator == "reinforce_pp":
+            return ~trained.isnan()
+        if args.advantage_estimator == "grpo":  # 0 where the reward is the mean of the group's
+            columns = trained.view(len(trained), -1)
+            return ((columns - columns.nanmean(0)).abs() > 1e-6).any(1)
+        estimated = estimate_advantages(args.advantage_estimator, trained, len(trained), args.advantage_quantile)
+        return estimated.abs() > 1e-6
+
+    def _trainable(self, ids: list[list[int]], tool_mask: list[list[int]] | None) -> list[bool]:
+        """Which completions have a token that the loss counts."""
+        trainer = self.trainer
+        written = [True] * len(ids) if tool_mask is None else [any(mask) for mask in tool_mask]
+        if not trainer.mask_truncated_completions:
+            return written
+        ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}  # as TRL tells truncated completions
+        return [has_token and row[-1] in ends for has_token, row in zip(written, ids, strict=True)]
+
+    def _merge_reward_metrics(self) -> None:
+        """Hand TRL what reward functions logged in all rounds, weighted by the completions of each round.
+
+        TRL averages the values it holds, over all processes. So each value stands there as often as its round is large.
+        """
+        sizes = [len(rewards) for rewards in self.rewards]
+        unit = math.gcd(*sizes)
+        for size, values_of in zip(sizes, self.reward_metrics, strict=True):
+            for name, values in values_of.items():
+                self.trainer._pending_metrics[name] += values * (size // unit)
 
     def _merge_rounds(self, metrics: dict[str, list[float]], logged: dict[str, int]) -> None:
         """Make one value a rollout of what TRL has logged in every round."""
