@@ -141,6 +141,9 @@ class CovGRPOTrainer(GRPOTrainer):
             observers.append(CovarianceRecorder.of(args.token_records))
         if isinstance(args, CovGRPOConfig) and args.entropy_law:
             observers.append(EntropyLawCallback(figures=bool(set(TRACKERS) & set(args.report_to))))
+        # Every checkpoint's `training_args.bin`, which may be shared, would have it in plain text.
+        if args.hub_token is not None:
+            hf_api().token, args.hub_token = args.hub_token, None
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
         self._uploads.started = True
         if self._logs_regions and self.is_deepspeed_enabled and args.fp16:
@@ -246,8 +249,6 @@ class CovGRPOTrainer(GRPOTrainer):
 
     def init_hf_repo(self, token=None):
         self.push_in_progress = None
-        if self.args.hub_token is not None:  # `training_args.bin`, which is uploaded, would have it in plain text
-            hf_api().token, self.args.hub_token = self.args.hub_token, None
         mistake = None
         if self.is_world_process_zero():
             try:
