@@ -152,6 +152,19 @@ def test_a_percentage_is_suspected(make_config):
         make_config(entropy_control_kwargs={"fraction": 0.2})  # a pool of 48 tokens
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.05}])
+def test_a_truncated_distribution_biases_the_correction(make_config, cut):
+    (name,) = cut
+    with pytest.warns(UserWarning, match=f"`{name}={cut[name]}`.*biased") as told:
+        make_config(use_vllm=True, **cut)
+    assert len([w for w in told if "biased" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*biased")
+        make_config(use_vllm=True, vllm_importance_sampling_correction=False, **cut)
+        make_config(use_vllm=True)
+        make_config(**cut)
+
+
 def test_survives_a_round_trip_through_a_file(make_config, tmp_path):
     config = make_config(entropy_control="kl_cov", entropy_control_kwargs={"fraction": 0.01})
     values = json.loads(config.to_json_string())

@@ -25,7 +25,7 @@ from entropy_trl.evaluation import BENCHMARKS, Sampling, command, get_benchmark,
 from entropy_trl.evaluation.engines import Completion, Encoder, HFEngine, _entropy_of_top, _Sampler
 from entropy_trl.evaluation.metrics import bootstrap_means, group_sizes, interval, majority_at_k, pass_at_k
 from entropy_trl.evaluation.report import published, scores_table
-from entropy_trl.evaluation.run import evaluate_benchmark, read_completions
+from entropy_trl.evaluation.run import evaluate_benchmark, only_writer, read_completions, summarise
 from entropy_trl.rewards import math_reward
 from entropy_trl.smoke import dapo_math_sample, tiny_math_policy
 
@@ -560,6 +560,58 @@ def test_mistakes_are_one_line(argv, message, model_folder, sample_file, tmp_pat
     *bars, line = capsys.readouterr().err.strip().splitlines()
     assert all("examples/s" in bar for bar in bars)
     assert line.startswith("entropy-trl evaluate: error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--model", "org/name={model}"), "the name 'org/name' cannot be"),
+        (("--model", "..={model}"), "the name '..' cannot be"),
+        (("--benchmarks", "../b={file}"), "the name '../b' cannot be"),
+        (("--engine_kwargs", "[1]"), "'[1]' is not a JSON mapping"),
+        (("--chat_template_kwargs", "[" * 100_000), "is not JSON"),
+    ],
+)
+def test_names_and_mappings_are_checked_first(argv, message, model_folder, sample_file, tmp_path, capsys):
+    argv = [text.format(model=model_folder, file=sample_file) for text in argv]
+    given = ["--model", model_folder, "--benchmarks", sample_file, "--output_dir", str(tmp_path / "out"), *argv]
+    try:
+        code = run(*given)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.glob("**/*.jsonl")) == [Path(sample_file)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "[" * 100_000, '{"name": 1}', '{"name": "x", "benchmarks": {"b": 3}, "average": null}', "9" * 5000,
+     '{"name": "x", "benchmarks": {}, "average": {"accuracy": 1.63, "ci95": [0, 1]}}'],
+)  # fmt: skip
+def test_damaged_results_of_a_neighbour_are_told_first(text, model_folder, sample_file, tmp_path, capsys):
+    file = tmp_path / "out" / "other" / "results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert run("--model", model_folder, "--benchmarks", sample_file, "--output_dir", str(tmp_path / "out")) == 2
+    assert f"{file} is damaged" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/completions/*.jsonl"))
+
+
+def test_one_process_writes_a_file_of_completions(tmp_path):
+    file = tmp_path / "b.jsonl"
+    with only_writer(file), pytest.raises(ValueError, match="Another process is writing"):
+        evaluate_benchmark(None, None, SAMPLING, file, name="b")
+    with only_writer(file):
+        pass
+
+
+def test_completions_that_count_twice_give_no_score():
+    record = {"problem": 0, "sample": 0, "correct": True, "answer": "1", "length": 1, "truncated": False, "entropy": 0}
+    assert summarise([record], "b")["accuracy"] == 1
+    for other in (record, record | {"problem": 1, "sample": 1}):
+        with pytest.raises(ValueError, match="each once"):
+            summarise([record, other], "b")
 
 
 def test_another_checkpoint_in_the_same_folder_is_refused(model_folder, sample_file, tmp_path, capsys):

@@ -260,6 +260,16 @@ def test_the_token_is_not_uploaded(hub, make_trainer, monkeypatch):
     assert not [name for name, content in files.items() if hub.token.encode() in content]
 
 
+def test_a_token_without_push_to_hub_stays_out_of_the_folder(hub, make_trainer, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    trainer = make_trainer(hub_token=hub.token, save_strategy="steps", save_steps=2)
+    trainer.train()
+    files = [path for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()]
+    assert "training_args.bin" in {path.name for path in files}
+    assert not [path for path in files if hub.token.encode() in path.read_bytes()]
+    assert trainer.push_to_hub() is not None  # with the token all the same
+
+
 # Failures
 
 

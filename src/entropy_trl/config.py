@@ -172,9 +172,22 @@ class CovGRPOConfig(GRPOConfig):
             # By name, so that the configuration can be stored and read again.
             self.entropy_control, self.entropy_control_kwargs = describe_control(given)
         self._check_rollout()
+        self._warn_of_truncated_sampling()
         control = self.make_entropy_control()
         if control is not None:
             control.check_pool_size(self._pool_rows() * (self.max_completion_length or 0))
+
+    def _warn_of_truncated_sampling(self) -> None:
+        cuts = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": (self.min_p or 0) > 0}
+        given = ", ".join(f"`{name}={getattr(self, name)}`" for name, cut in cuts.items() if cut)
+        if given and self.use_vllm and self.vllm_importance_sampling_correction:
+            warnings.warn(
+                f"{given} with `vllm_importance_sampling_correction` gives biased weights: vLLM's probabilities are of "
+                "the tokens that are left, the trainer's of all tokens (huggingface/trl issue 6789). Set `top_p=1`, "
+                "`top_k=0` and no `min_p`, or `vllm_importance_sampling_correction=False`.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def make_entropy_control(self) -> EntropyControl | None:
         """Build the control that the configuration asks for, `None` if it is off, and check that it can act.

@@ -23,6 +23,7 @@ from entropy_trl.evaluation.engines import Encoder, Engine, HFEngine, VLLMEngine
 from entropy_trl.evaluation.run import (
     check_settings,
     evaluate_benchmark,
+    only_writer,
     read_completions,
     run_settings,
 )
@@ -60,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, help="completions at a time, and between two writes (hf: 16, vllm: 1024)"
     )
     parser.add_argument(
-        "--engine_kwargs", type=json.loads, default={}, help="JSON for vllm.LLM, or from_pretrained with --engine hf"
+        "--engine_kwargs", type=_mapping, default={}, help="JSON for vllm.LLM, or from_pretrained with --engine hf"
     )
     parser.add_argument("--chat_template", metavar="FILE", help="Jinja file to use instead of the model's own template")
     parser.add_argument(
-        "--chat_template_kwargs", type=json.loads, default={}, help='JSON, such as {"enable_thinking": false}'
+        "--chat_template_kwargs", type=_mapping, default={}, help='JSON, such as {"enable_thinking": false}'
     )
     parser.add_argument(
         "--top_logprobs", type=int, default=0, help="vllm: a lower bound of the entropy from so many log-probabilities"
@@ -74,6 +75,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs="*", metavar="RUN", help="print the paper's table with ours, and earlier RUNs"
     )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """The type of an option that takes JSON."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a JSON mapping")
+    return value
+
+
+def _check_names(option: str, names: list[str]) -> None:
+    """Raises ValueError unless each name is that of a folder or file in the output folder."""
+    for name in names:
+        if not name or name in (".", "..") or "/" in name or "\0" in name or len(name.encode()) > 200:
+            raise ValueError(
+                f"{option}: the name {name!r} cannot be that of a folder in --output_dir. Use a short name without "
+                "'/', such as NAME=PATH."
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option} has a name twice: {', '.join(names)}.")
 
 
 @dataclass
@@ -128,11 +152,11 @@ def prepare(options: argparse.Namespace) -> Job:
         rows = load_benchmark(benchmark, prompt_template=options.prompt_template, limit=options.limit)
         benchmarks.append((benchmark, replace(benchmark.sampling, **overrides), rows))
     names = [benchmark.name for benchmark, _, _ in benchmarks]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--benchmarks has a name twice: {', '.join(names)}.")
+    _check_names("--benchmarks", names)
+    for file in sorted(Path(options.output_dir).glob(f"*/{report.RESULTS}")):  # they join the table at the end
+        report.read_results(file)
     models = [_model(text, options) for text in options.model]
-    if len({model.name for model in models}) < len(models):
-        raise ValueError(f"--model has a name twice: {', '.join(model.name for model in models)}.")
+    _check_names("--model", [model.name for model in models])
     job = Job(options, models, benchmarks, earlier)
     for model in models:
         _check(job, model)
@@ -194,8 +218,12 @@ def _check(job: Job, model: Model) -> None:
                 + (f": use --max_tokens {context - longest}." if longest < context else ".")
             )
         settings = model.settings | run_settings(job.options.engine, rows, sampling, benchmark.name, job.options.seed)
+        completions = _completions(model, benchmark.name)
         if not job.options.overwrite:
-            check_settings(_completions(model, benchmark.name), settings)
+            check_settings(completions, settings)
+        if completions.exists():
+            with only_writer(completions):
+                pass
 
 
 def _completions(model: Model, benchmark: str) -> Path:

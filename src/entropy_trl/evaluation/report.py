@@ -10,7 +10,7 @@ import numpy as np
 
 from entropy_trl.evaluation.benchmarks import BENCHMARKS
 from entropy_trl.evaluation.metrics import bootstrap_means, interval
-from entropy_trl.evaluation.run import read_completions
+from entropy_trl.evaluation.run import read_completions, read_mapping
 
 
 Results = dict[str, Any]
@@ -45,12 +45,54 @@ def load_results(run: str) -> list[Results]:
 
     Raises:
         FileNotFoundError: There are none.
+        ValueError: One of them is damaged.
     """
     path = Path(run).expanduser()
     found = [path / RESULTS] if (path / RESULTS).exists() else sorted(path.glob(f"*/{RESULTS}"))
     if not found:
         raise FileNotFoundError(f"{run!r} has no {RESULTS} of an evaluation, nor has a folder in it.")
-    return [json.loads(file.read_text()) for file in found]
+    return [read_results(file) for file in found]
+
+
+def read_results(file: Path) -> Results:
+    """The results of one model, checked to be what the tables need.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    results = read_mapping(file)
+    benchmarks = results.get("benchmarks")
+    named = isinstance(results.get("name"), str) and "average" in results
+    if named and isinstance(benchmarks, dict) and all(map(_is_score, benchmarks.values())):
+        mean = results["average"]
+        if mean is None or (isinstance(mean, dict) and _is_share(mean.get("accuracy")) and _is_interval(mean)):
+            return results
+    raise ValueError(f"{file} is damaged: it does not hold the scores of an evaluation. Delete it, or restore it.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _is_interval(scores: Mapping[str, Any]) -> bool:
+    ends = scores.get("ci95")
+    return isinstance(ends, list) and len(ends) == 2 and all(map(_is_share, ends))
+
+
+def _is_score(scores: object) -> bool:
+    if not isinstance(scores, dict) or not _is_interval(scores):
+        return False
+    shares = [value for key, value in scores.items() if key.startswith(("pass@", "majority@"))]
+    return (
+        all(map(_is_share, [scores.get("accuracy"), scores.get("truncated"), *shares]))
+        and all(_is_number(scores.get(key)) for key in ("problems", "samples", "mean_length"))
+        and "entropy" in scores
+        and (scores["entropy"] is None or _is_number(scores["entropy"]))
+    )
 
 
 def scores_table(runs: Sequence[Results], compare: bool = False) -> str:

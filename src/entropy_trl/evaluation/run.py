@@ -1,8 +1,10 @@
 """One benchmark, one model: draws what is missing, verifies it, keeps every completion, and sums up."""
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,46 @@ def evaluate_benchmark(
         The scores, see `summarise`.
 
     Raises:
-        ValueError: The file is from a run with other settings.
+        ValueError: The file is from a run with other settings, or another process is writing it.
     """
+    with only_writer(file):
+        return _evaluate(engine, rows, sampling, file, name, settings, seed, overwrite, progress)
+
+
+@contextmanager
+def only_writer(file: Path) -> Iterator[None]:
+    """Locks a file of completions against other processes. The lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: Another process has the lock.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another process is writing {file}: two writers would count completions twice. Wait for it, or use "
+                "another output folder."
+            ) from error
+        yield
+
+
+def _evaluate(
+    engine: Engine,
+    rows: datasets.Dataset,
+    sampling: Sampling,
+    file: Path,
+    name: str,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+    overwrite: bool,
+    progress: bool,
+) -> dict[str, Any]:
     settings = dict(settings or {}) | run_settings(engine.name, rows, sampling, name, seed)
     if not overwrite:
         check_settings(file, settings)
     if _settings_of(file) != settings or not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
         write_json(_beside(file), settings)
     tasks = [(row, sample) for row in range(len(rows)) for sample in range(sampling.samples)]
@@ -140,8 +175,22 @@ def check_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _settings_of(file: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(_beside(file).read_text()) if _beside(file).exists() else {}
-    return settings
+    return read_mapping(_beside(file)) if _beside(file).exists() else {}
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+    try:
+        value = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: it is not JSON ({error}). Delete it, or restore it.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} is damaged: it holds a {type(value).__name__}, not a mapping. Delete it.")
+    return value
 
 
 def _beside(file: Path) -> Path:
@@ -192,6 +241,11 @@ def summarise(records: Sequence[Record], name: str) -> dict[str, Any]:
         by_problem.setdefault(record["problem"], []).append(record)
     problems = list(by_problem.values())
     n = len(problems[0])
+    if any(sorted(record["sample"] for record in problem) != list(range(n)) for problem in problems):
+        raise ValueError(
+            f"The completions of {name!r} are not {n} of each problem, each once: their scores would be wrong. Start "
+            "again with --overwrite, or in another output folder."
+        )
     right = [sum(record["correct"] for record in problem) for problem in problems]
     scores = [count / n for count in right]
     summary: dict[str, Any] = {
