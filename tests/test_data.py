@@ -17,7 +17,8 @@ from datasets.distributed import split_dataset_by_node
 from trl.trainer.utils import repeat_iterable_dataset
 
 from entropy_trl.cli import train_main
-from entropy_trl.data import RowOptions, _Digests, load_rows, prepare_rows
+from entropy_trl.data import RowOptions, load_rows, prepare_rows
+from entropy_trl.data.stream import Digests
 from entropy_trl.script_args import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
 from entropy_trl.templates import TEMPLATES
@@ -500,7 +501,7 @@ def test_streamed_rows_without_some_of_the_columns():
 
 
 def test_digests_are_a_map_in_few_bytes():
-    generator, digests, expected = np.random.default_rng(0), _Digests(), {}
+    generator, digests, expected = np.random.default_rng(0), Digests(), {}
     keys = generator.integers(2**64, size=20_000, dtype=np.uint64).tolist()
     for value, key in enumerate([0, 1024, 2048, *keys, *keys[:50]]):
         assert digests.put(key, value) == expected.get(key)
