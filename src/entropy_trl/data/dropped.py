@@ -11,7 +11,7 @@ from entropy_trl.templates import ANSWER_FORMATS
 
 NO_PROMPT = "have no prompt"
 NO_ANSWER = "have no answer"
-BAD_ANSWER = "have an answer that math-verify cannot read"
+BAD_ANSWER = "have an answer that math-verify cannot read, or that is no result"
 BAD_FORMAT = f"have an answer_format that is none of {', '.join(ANSWER_FORMATS)}"
 NO_PROBLEM = "have a prompt with instructions of an unknown wording, which prompt_template cannot replace"
 TOO_LONG = "have a prompt longer than max_prompt_length"

@@ -15,10 +15,20 @@ from entropy_trl.templates import ANSWER_FORMATS, PromptTemplate, bare_problem, 
 
 
 _PROBLEM_COLUMNS = ("problem", "question")
-_SOLUTION_COLUMNS = ("answer", "solution")
+SOLUTION_COLUMNS = ("answer", "final_answer", "label", "solution")
+"""The usual columns of the answer, in the order in which they are tried. Evaluation tries the same."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+# Results that math-verify does not read: `34.`, `0.\overline{3}`, `10:30 a.m.`.
+_LITERAL = re.compile(
+    r"-?\d+\.|-?\d*\.\d*\\overline\s*(?:\{\d+\}|\d)|\d{1,2}:\d{2}(?::\d{2})?\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE
+)
+_PLACEHOLDERS = {"proof", "notfound", "not found", "none", "null", "nan", "n/a", "unknown"}
+# Words of a derivation. A text with one of them among four words or more is a worked solution, not a result.
+_DERIVATION = re.compile(r"\b(?:we|since|so|thus|hence|therefore|because|answer|let)\b", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_MOST_WORDS = 12
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Reading:
         if solution is None and "reward_model" in columns:
             solution = "reward_model.ground_truth"
         if solution is None:
-            candidates = reversed(_SOLUTION_COLUMNS) if prompt == "prompt" else _SOLUTION_COLUMNS
+            candidates = ("solution", *SOLUTION_COLUMNS) if prompt == "prompt" else SOLUTION_COLUMNS
             solution = next((column for column in candidates if column in columns), None)
         return cls(
             prompt=prompt,
@@ -149,24 +159,45 @@ def final_result(answer: Any) -> str:
 
 
 def _is_maths(answer: str) -> bool:
-    """Whether math-verify reads an answer as an expression, and not only as a text to be repeated letter by letter."""
+    """Check that an answer is a result which `math_reward` can accept: no placeholder, and no worked solution."""
     if _NUMBER.fullmatch(answer):
         return True
+    if answer.lower().strip(" .") in _PLACEHOLDERS:
+        return False
+    words = len(_WORD.findall(answer))
+    if words > _MOST_WORDS or (words >= 4 and _DERIVATION.search(answer)):
+        return False
     from math_verify import parse
 
-    from entropy_trl.rewards.equality import LONGEST
+    from entropy_trl.rewards import final_answer
+    from entropy_trl.rewards.equality import EQUAL, LONGEST, compare
 
     if len(answer) > LONGEST:  # `math_reward` compares no such text
         return False
 
     # math-verify's time limit works by signals, which only the main thread gets.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
-    return not all(isinstance(parsed, str) for parsed in parse(rf"\boxed{{{answer}}}", parsing_timeout=limit))
+    box = rf"\boxed{{{answer}}}"
+    if not all(isinstance(parsed, str) for parsed in parse(box, parsing_timeout=limit)):
+        return True
+    # Clock times and repeating decimals: `math_reward` gives 1.0 to an answer that repeats them.
+    return bool(_LITERAL.fullmatch(answer)) and compare(final_answer(box, "boxed"), answer) == EQUAL
 
 
 def normal(text: str) -> str:
     """A text with each run of white space as one blank: what makes two prompts, or two answers, the same."""
     return " ".join(text.split())
+
+
+def normal_answer(text: str) -> str:
+    """Write a plain number without zeros that do not count, so that `025` and `25` are one answer."""
+    text = normal(text)
+    if not _NUMBER.fullmatch(text.removesuffix(".")):
+        return text
+    whole, _, decimals = text.removeprefix("-").partition(".")
+    decimals = decimals.rstrip("0")
+    number = (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+    return f"-{number}" if text.startswith("-") and number != "0" else number
 
 
 def digest(text: str) -> int:

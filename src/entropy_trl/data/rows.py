@@ -7,7 +7,8 @@ asks for the answer (see `templates.py`). `load_rows` makes them out of the sche
 |-----------------------------------------------------|----------------------------|------------------------------|
 | `prompt`, `reward_model` (DAPO-Math-17k)            | `prompt`, ready            | `reward_model.ground_truth`  |
 | and `source_prompt` (DAPO-Math-17k-Processed)       | `prompt`, a bare problem   | `reward_model.ground_truth`  |
-| `prompt`, and `solution` or `answer`                | `prompt`, ready            | that column                  |
+| `prompt`, and `solution`, `answer`, `final_answer`  | `prompt`, ready            | the first of them            |
+| or `label`                                          |                            |                              |
 | `problem` or `question`, and `answer` or `solution` | that column, bare          | that column                  |
 | others                                              | `RowOptions.prompt_column` | `RowOptions.solution_column` |
 

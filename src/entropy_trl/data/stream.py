@@ -20,7 +20,7 @@ from entropy_trl.data.dropped import (
 )
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, digest, normal, prompt_length
+from entropy_trl.data.reading import Reading, digest, normal, normal_answer, prompt_length
 
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class _Stream:
 
     def _repeat(self, digests: "Digests", problem: str, answer: str) -> str:
         """Why a row with this problem and answer is left out after those before it, if it is."""
-        answer_digest = digest(normal(answer))
+        answer_digest = digest(normal_answer(answer))
         before = digests.put(digest("problem:" + normal(problem)), answer_digest)
         return "" if before is None else REPEAT if before == answer_digest else LATER_CONFLICT
 

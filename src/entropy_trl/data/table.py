@@ -14,7 +14,7 @@ from entropy_trl import templates
 from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, hashed, normal, prompt_length
+from entropy_trl.data.reading import Reading, hashed, normal, normal_answer, prompt_length
 
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None
     repeat = first[prompt] != np.arange(len(usable))
     conflicting = np.zeros(len(first), dtype=bool)
     if "solution" in rows.column_names:
-        answers = hashed(map(normal, subset["solution"]))
+        answers = hashed(map(normal_answer, subset["solution"]))
         conflicting[prompt[answers != answers[first][prompt]]] = True
     reasons[usable[repeat]] = REPEAT
     reasons[usable[conflicting[prompt]]] = CONFLICT
