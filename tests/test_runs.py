@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from entropy_trl.analysis.formats import _read_json_lines
 from entropy_trl.analysis.runs import METRIC_NAMES, Run, read_run, read_runs
 
 
@@ -352,3 +353,11 @@ def test_folders_without_logs(tmp_path):
         read_run(tmp_path)
     with pytest.raises(ValueError, match="There is no file or folder"):
         read_runs([f"name={tmp_path / 'missing'}"])
+
+
+def test_json_lines_with_other_line_separators(tmp_path):
+    rows = [{"step": step, "entropy": 1.0 / step, "reward": step, "note": "a\u2028b\u0085c"} for step in (1, 2, 3)]
+    file = tmp_path / "log.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8-sig")
+    (log,) = _read_json_lines(file)
+    assert len(log.entries) == 3

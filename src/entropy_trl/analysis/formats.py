@@ -182,8 +182,8 @@ def _read_json(file: Path) -> list[Log]:
 
 def _read_json_lines(file: Path) -> list[Log]:
     rows: list[dict[str, Any]] = []
-    text = file.read_text()
-    lines = text.splitlines()
+    text = file.read_text(encoding="utf-8-sig")
+    lines = text.removesuffix("\n").split("\n")  # `splitlines` also breaks at U+2028 and U+0085, which JSON allows
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -206,7 +206,7 @@ _CONSOLE_METRIC = re.compile(r"(\S+?):(?:np\.\w+\()?(-?(?:[\d.]+(?:[eE][-+]?\d+)
 def _read_verl_console(file: Path) -> list[Log]:
     """verl's console logger: lines with `step:1 - actor/entropy:0.31 - critic/score/mean:0.5 - ...`."""
     rows = []
-    for line in file.read_text(errors="replace").splitlines():
+    for line in file.read_text(errors="replace").split("\n"):
         match = _CONSOLE_STEP.search(line)
         if match:
             metrics = (_CONSOLE_METRIC.match(part.strip()) for part in match[2].split(" - "))
