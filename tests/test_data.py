@@ -17,7 +17,8 @@ from datasets.distributed import split_dataset_by_node
 from trl.trainer.utils import repeat_iterable_dataset
 
 from entropy_trl.cli import train_main
-from entropy_trl.data import RowOptions, _Digests, load_rows, prepare_rows
+from entropy_trl.data import RowOptions, load_rows, prepare_rows
+from entropy_trl.data.stream import Digests
 from entropy_trl.script_args import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
 from entropy_trl.templates import TEMPLATES
@@ -118,6 +119,18 @@ def test_columns_by_name(write):
         load_rows(source, solution_column="label")
 
 
+@pytest.mark.parametrize("problem", ["prompt", "problem"])
+@pytest.mark.parametrize("answer", ["label", "final_answer"])
+def test_other_columns_of_the_answer(write, problem, answer):
+    assert load_rows(write([{problem: "1 + 1?", answer: "2"}]))["solution"][:] == ["2"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_zeros_make_no_conflict(write, streaming):
+    rows = [{"problem": "1?", "answer": text} for text in ("025", "25", "25.0", "25.")]
+    assert [row["solution"] for row in load_rows(write(rows), streaming=streaming)] == ["025"]
+
+
 def test_prompt_without_solution_is_for_rewards_that_need_none(write):
     assert load_rows(write([{"prompt": "Hello"}])).column_names == ["prompt", "answer_format"]
 
@@ -210,15 +223,19 @@ def test_nothing_is_said_where_nothing_is_dropped(write, caplog):
     assert caplog.text == ""
 
 
+NO_RESULT = "math-verify cannot read, or that is no result"
 BAD = [
     ({"problem": None}, "have no prompt"),
     ({"problem": " \n"}, "have no prompt"),
     ({"answer": None}, "have no answer"),
     ({"answer": " "}, "have no answer"),
     ({"answer": "see above ####"}, "have no answer"),
-    ({"answer": "}{ \\frac"}, "math-verify cannot read"),
-    ({"answer": "?"}, "math-verify cannot read"),
-    ({"answer": "x + " * 250 + "x"}, "math-verify cannot read"),  # longer than what the reward compares
+    ({"answer": "}{ \\frac"}, NO_RESULT),
+    ({"answer": "proof"}, NO_RESULT),
+    ({"answer": "NotFound"}, NO_RESULT),
+    ({"answer": "We add both numbers, so it is 4."}, NO_RESULT),
+    ({"answer": "?"}, NO_RESULT),
+    ({"answer": "x + " * 250 + "x"}, NO_RESULT),  # longer than what the reward compares
 ]
 
 
@@ -242,7 +259,21 @@ def test_bad_chats(write):
 
 
 @pytest.mark.parametrize(
-    "answer", ["34", "-3", "0.5", "\\frac{1}{2}", "x^2 + 1", "(1, 2)", "\\text{yes}", "1,000", "$7$"]
+    "answer",
+    [
+        "34",
+        "-3",
+        "0.5",
+        "\\frac{1}{2}",
+        "x^2 + 1",
+        "(1, 2)",
+        "\\text{yes}",
+        "1,000",
+        "$7$",
+        "34.",
+        "0.\\overline{3}",
+        "10:30 a.m.",
+    ],
 )
 def test_answers_that_are_maths(write, answer):
     assert load_rows(write([{"problem": "?", "answer": answer}]))["solution"][:] == [answer]
@@ -500,7 +531,7 @@ def test_streamed_rows_without_some_of_the_columns():
 
 
 def test_digests_are_a_map_in_few_bytes():
-    generator, digests, expected = np.random.default_rng(0), _Digests(), {}
+    generator, digests, expected = np.random.default_rng(0), Digests(), {}
     keys = generator.integers(2**64, size=20_000, dtype=np.uint64).tolist()
     for value, key in enumerate([0, 1024, 2048, *keys, *keys[:50]]):
         assert digests.put(key, value) == expected.get(key)

@@ -1,7 +1,7 @@
 r"""Prompt templates: how a bare problem becomes a prompt, and with it where its answer will be found.
 
 A wording and the rule that reads the answer belong together: a policy that was asked for `\boxed{}` and is read by its
-last line learns nothing. So a template has both, and `data.py` writes the rule into every row, as the column
+last line learns nothing. So a template has both, and `data/` writes the rule into every row, as the column
 `answer_format`, which the reward reads.
 """
 

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 
 from entropy_trl.data import DEFAULT_TEMPLATE, final_result, load_splits
+from entropy_trl.data.reading import SOLUTION_COLUMNS
 from entropy_trl.templates import get_template
 
 
@@ -58,7 +59,7 @@ class Benchmark:
         config: The hub data set's configuration, if it has several.
         split: The hub data set's split. A file has one.
         problem: The column of the problem; None finds it (`problem` or `question`).
-        answer: The column of the answer; None finds it (`answer`, `final_answer` or `solution`).
+        answer: The column of the answer; None finds it (the first of `data.reading.SOLUTION_COLUMNS`).
     """
 
     name: str
@@ -90,7 +91,6 @@ BENCHMARKS = {
 """The benchmarks that are known by name."""
 
 _PROBLEM_COLUMNS = ("problem", "question")
-_ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -153,7 +153,7 @@ def load_benchmark(
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     problem = _column(benchmark, "problem", _PROBLEM_COLUMNS, rows.column_names)
-    answer = _column(benchmark, "answer", _ANSWER_COLUMNS, rows.column_names)
+    answer = _column(benchmark, "answer", SOLUTION_COLUMNS, rows.column_names)
     ids = [str(i) for i in rows["id"]] if "id" in rows.column_names else []
     if len(set(ids)) != len(rows):
         ids = [str(row) for row in range(len(rows))]

@@ -350,7 +350,7 @@ def _why_not_reusable(folder: Path, settings: dict[str, Any]) -> str | None:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().strip().split("\n")]
     return {"metrics": json.loads((folder / "result.json").read_text()), "log": log}
 
 
