@@ -1,11 +1,13 @@
 """Completions per second, and mistakes, of `math_reward` and of TRL's `accuracy_reward` on the same labelled cases.
 
 `--cases` are JSON Lines files, by default those of `reward_cases/` under the folder that `ENTROPY_TRL_DATA` names. A
-row has a reference `gold` and either
+row has a reference (`gold` or `solution`) and either
 
 - a `solution` and a `label` (1 for a right one): model solutions of GSM8K, which end with a line `A: 40`. They are read
   as they are, by the format `answer_line`, and once more with their `model_answer` in a box at the end, which both can
   read;
+- a `completion`, a `solution`, an `answer_format`, `expected` (1 for a right one) and a `kind`, by which accepts and
+  rejects are reported: `tests/data/answers.jsonl`;
 - or a `prediction` and `expected`: recorded comparisons of math-verify's own tests. Those with the default settings
   that have a box, or are nothing but an answer, which is then put in a box, are read by the format `boxed`.
 
@@ -37,9 +39,13 @@ Case = tuple[str, str, bool, str]  # completion, reference, is right, answer for
 
 def read_cases(path: Path) -> dict[str, list[Case]]:
     """The cases of a file, by the way in which they are given to the functions."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     cases: dict[str, list[Case]] = {}
     for row in rows:
+        if "completion" in row:
+            case = (row["completion"], row["solution"], bool(row["expected"]), row.get("answer_format") or "any")
+            cases.setdefault(row.get("kind", "cases"), []).append(case)
+            continue
         if "solution" in row:
             label = bool(row["label"])
             boxed = f"{row['solution']}\n\\boxed{{{row['model_answer']}}}"

@@ -1,8 +1,8 @@
 r"""Reward functions for verifiable problems. Each maps completions to one number per completion.
 
-`math_reward` reads the answer where the prompt's template asks for it (`answers.py`), compares plain numbers and words
-itself and refuses what is ambiguous (`equality.py`), and leaves the rest to math-verify in worker processes with a hard
-time limit (`pool.py`, `worker.py`). Importing this imports neither torch nor TRL, so that workers start in a second.
+`math_reward` reads the answer where the prompt's template asks for it (`answers.py`). It compares small numbers and
+words in this process, and the rest in worker processes with a hard time limit (`pool.py`, `worker.py`). `equality.py`
+has the rules. Importing this imports neither torch nor TRL, so that workers start in a second.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any
 from entropy_trl.rewards.answers import ANSWER_FORMATS, final_answer
 from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
 from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
+from entropy_trl.rewards.tokens import restore_escapes
 
 
 __all__ = ["ANSWER_FORMATS", "MathReward", "accepts_itself", "final_answer", "math_reward"]
@@ -172,7 +173,8 @@ def _reference(solution: Any) -> str:
     """The answer of a row; empty, which nothing equals, where it has none."""
     if solution is None or solution != solution:  # NaN, as pandas has it
         return ""
-    return final_answer(str(solution), "boxed") or str(solution)
+    text = restore_escapes(str(solution))
+    return final_answer(text, "boxed") or text
 
 
 def _text(completion: Any) -> str:

@@ -30,7 +30,7 @@ def main(time_limit: float) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    verify("x + 1", "1 + x")  # imports math-verify, and builds its parser's tables
+    verify("x + 1", "1 + x")  # fills the caches
     with contextlib.suppress(BrokenPipeError):
         os.write(replies, READY)
         for line in sys.stdin.buffer:

@@ -1,0 +1,289 @@
+"""The values of expressions: exact for rational numbers, else at points, with as many digits as their sizes ask for.
+
+Two expressions are equal if their values are at every point. Enough digits are used that two numbers made of
+integers as large as theirs cannot agree by chance: `1/16001` is not `1/16000`, and `1 - 2^{-2016}` is not 1.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import mpmath  # type: ignore[import-untyped]
+
+from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.tokens import UnreadableError
+
+
+_POINTS = 5
+_MOST_DIGITS = 3000  # in the largest number or the smallest
+_CONSTANTS = {"pi", "e", "i"}
+_TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
+_MOST_SIGNS = 4
+_IN_PROCESS_BITS = 4000
+
+
+class TooLargeError(UnreadableError):
+    """A number that has too many digits to be compared."""
+
+
+def symbols(node: Any) -> frozenset[str]:
+    """The names of the unknowns in a tree, but not the constants."""
+    if isinstance(node, tuple) and node and node[0] in ("symbol", "apply"):
+        own = frozenset({node[1]} - _CONSTANTS)
+        return own | symbols(node[2]) if node[0] == "apply" else own
+    if isinstance(node, tuple | list):
+        return frozenset().union(*map(symbols, node))
+    return frozenset()
+
+
+def contains(node: Any, names: set[str]) -> bool:
+    """Whether a node of one of these kinds is in a tree."""
+    if isinstance(node, tuple) and node and isinstance(node[0], str) and node[0] in names:
+        return True
+    return isinstance(node, tuple | list) and any(contains(part, names) for part in node)
+
+
+def exact(node: Node, bits: int | None = None) -> Fraction | None:
+    """The value of an expression of rational numbers, None of any other, or of one with more bits than `bits`."""
+    kind = node[0]
+    if kind == "number":
+        return Fraction(node[1])
+    if kind in ("add", "multiply"):
+        total = Fraction(kind == "multiply")
+        for part in node[1]:
+            value = exact(part, bits)
+            if value is None or (bits and _bits(total) + _bits(value) > bits):
+                return None
+            total = total + value if kind == "add" else total * value
+        return total
+    if kind == "power":
+        base, exponent = exact(node[1], bits), exact(node[2], bits)
+        if base is None or exponent is None or exponent.denominator != 1:
+            return None
+        if bits and _bits(base) * abs(exponent) > bits:
+            return None
+        if not base and exponent <= 0:
+            raise UnreadableError("a division by zero")
+        return base**exponent.numerator
+    if kind == "factorial" or node[:2] == ("call", "binom"):
+        numbers = [exact(part, bits) for part in ([node[1]] if kind == "factorial" else node[2])]
+        if any(n is None or n.denominator != 1 or n < 0 for n in numbers):
+            return None
+        integers = [n.numerator for n in numbers if n is not None]
+        if bits and integers[0] > 400:
+            return None
+        return Fraction(math.factorial(integers[0]) if kind == "factorial" else math.comb(*integers))
+    return None
+
+
+def _bits(value: Fraction) -> int:
+    return value.numerator.bit_length() + value.denominator.bit_length()
+
+
+def is_decimal(node: Node) -> bool:
+    """Whether a number is written as a decimal that is no integer, so that it may be rounded."""
+    value = exact(node, _IN_PROCESS_BITS)
+    return value is not None and value.denominator != 1 and _has_decimal(node)
+
+
+def _has_decimal(node: Any) -> bool:
+    if isinstance(node, tuple) and node and node[0] == "number":
+        return bool(node[2])
+    return isinstance(node, tuple | list) and any(map(_has_decimal, node))
+
+
+def equal_values(reference: Node, answer: Node, quick: bool = False) -> bool | None:
+    """Whether two expressions are equal; with `quick`, None where it takes more than small rational numbers to know."""
+    bits = _IN_PROCESS_BITS if quick else None
+    target, value = exact(reference, bits), exact(answer, bits)
+    if target is not None and value is not None:
+        return target == value or (is_decimal(reference) and is_close(value, target))
+    if quick:
+        return None
+    if symbols(reference) != symbols(answer):
+        return False
+    if target is not None and is_decimal(reference):
+        number = _Evaluator(40, 0).value(answer)
+        return bool(mpmath.im(number) == 0) and is_close(Fraction(str(mpmath.nstr(mpmath.re(number), 30))), target)
+    return all(_agree(reference, answer, point) for point in range(_POINTS if symbols(reference) else 1))
+
+
+def is_close(value: Fraction, target: Fraction) -> bool:
+    """Equal to six decimals, and small numbers to four digits; else 1e-7 would be 0. Never for an integer."""
+    if 1 in (value.denominator, target.denominator):
+        return value == target
+    difference = abs(value - target)
+    return difference < Fraction(1, 10**6) and difference <= Fraction(1, 10**4) * abs(target)
+
+
+def _agree(first: Node, second: Node, point: int) -> bool:
+    """Whether two expressions have one value at a point, to twice as many digits as their parts have."""
+    with mpmath.workdps(30):
+        probe = _Evaluator(30, point)
+        probe.value(first)
+        probe.value(second)
+    size = probe.size + 2
+    with mpmath.workdps(5 * size + 60):
+        evaluator = _Evaluator(5 * size + 60, point)
+        difference = evaluator.value(first) - evaluator.value(second)
+        return bool(abs(difference) < mpmath.mpf(10) ** (-(3 * size) - 30))
+
+
+def proportional(first: Node, second: Node) -> bool:
+    """Whether two expressions, which are not 0, differ by a constant factor."""
+    if symbols(first) != symbols(second) or not symbols(first):
+        return False
+    ratios = []
+    with mpmath.workdps(80):
+        for point in range(_POINTS):
+            values = [_Evaluator(80, point).value(node) for node in (first, second)]
+            if any(abs(value) < mpmath.mpf(10) ** -40 for value in values):
+                return False
+            ratios.append(values[0] / values[1])
+        return all(abs(ratio / ratios[0] - 1) < mpmath.mpf(10) ** -40 for ratio in ratios)
+
+
+def number(node: Node) -> Any:
+    """The value of a constant as a real number of 30 digits, or None."""
+    if symbols(node):
+        return None
+    with mpmath.workdps(30):
+        value = _Evaluator(30, 0).value(node)
+    return mpmath.re(value) if mpmath.im(value) == 0 else None
+
+
+class _Evaluator:
+    """Values at one point, and the size of the largest and smallest number on the way, in digits."""
+
+    def __init__(self, digits: int, point: int):
+        self.digits = digits
+        self.point = point
+        self.size = 0
+        self.in_angle = False
+
+    def value(self, node: Node) -> Any:
+        result = self.raw(node)
+        if not mpmath.isfinite(result):
+            raise UnreadableError("a division by zero")
+        if result:
+            self.size = max(self.size, abs(int(mpmath.mag(result))) // 3)
+            if self.size > _MOST_DIGITS:
+                raise TooLargeError("a number with too many digits")
+        return result
+
+    def raw(self, node: Node) -> Any:
+        kind = node[0]
+        if kind == "number":
+            return mpmath.mpf(node[1].numerator) / node[1].denominator
+        if kind == "symbol":
+            return self.symbol(node[1])
+        if kind == "add":
+            return sum((self.value(part) for part in node[1]), mpmath.mpf(0))
+        if kind == "multiply":
+            result = mpmath.mpf(1)
+            for part in node[1]:
+                result *= self.value(part)
+            return result
+        if kind == "power":
+            return self.power(self.value(node[1]), self.value(node[2]))
+        if kind == "degree":
+            return mpmath.pi / 180 if self.in_angle else mpmath.mpf(1)
+        if kind == "factorial":
+            return self.gamma(self.value(node[1]) + 1)
+        if kind == "apply":
+            arguments = node[2][1] if node[2][0] == "list" else [node[2]]
+            values = [mpmath.nstr(self.value(argument), 25) for argument in arguments]
+            return self.symbol(f"{node[1]}({values})")
+        if kind == "call":
+            return self.call(node[1], node[2])
+        raise UnreadableError(f"a {kind} in an expression")
+
+    def symbol(self, name: str) -> Any:
+        if name in _CONSTANTS:
+            return {"pi": +mpmath.pi, "e": +mpmath.e, "i": mpmath.mpc(0, 1)}[name]
+        seed = zlib.crc32(f"{name} {self.point}".encode("utf-8", "surrogatepass"))
+        return mpmath.mpf(seed) / 2**30 + mpmath.mpf(zlib.crc32(f"{seed}".encode())) / 2**62 + mpmath.mpf(1) / 7
+
+    def power(self, base: Any, exponent: Any) -> Any:
+        if not base:
+            if mpmath.re(exponent) <= 0:
+                raise UnreadableError("a division by zero")
+            return mpmath.mpf(0)
+        if mpmath.mag(exponent) > 40 or abs(exponent) * max(1, abs(mpmath.mag(base))) > 3.4 * _MOST_DIGITS:
+            raise TooLargeError("a power with too many digits")
+        return mpmath.power(base, exponent)
+
+    def gamma(self, value: Any) -> Any:
+        if abs(value) > 1000:
+            raise TooLargeError("a factorial with too many digits")
+        return mpmath.gamma(value)
+
+    def call(self, name: str, arguments: list[Node]) -> Any:
+        outside, self.in_angle = self.in_angle, name in _TRIGONOMETRIC
+        values = [self.value(argument) for argument in arguments]
+        self.in_angle = outside
+        first = values[0]
+        if name == "abs":
+            return abs(first)
+        if name == "root":
+            degree = values[1]
+            if mpmath.im(first) == 0 and mpmath.re(first) < 0 and degree == int(mpmath.re(degree)) and degree % 2 == 1:
+                return -self.power(-first, 1 / degree)
+            return self.power(first, 1 / degree)
+        if name == "binom":
+            if any(abs(value) > 1000 for value in values):
+                raise TooLargeError("a binomial coefficient with too many digits")
+            return mpmath.binomial(*values)
+        if name in ("ln", "log", "lg"):
+            if not first:
+                raise UnreadableError("a logarithm of zero")
+            if name == "lg":
+                return mpmath.log(first) / mpmath.log(10)
+            return mpmath.log(first) / (mpmath.log(values[1]) if len(values) == 2 else 1)
+        if name in ("max", "min"):
+            if any(mpmath.im(value) for value in values):
+                raise UnreadableError("an order of complex numbers")
+            return (max if name == "max" else min)(mpmath.re(value) for value in values)
+        if name in ("lfloor", "lceil"):
+            return (mpmath.floor if name == "lfloor" else mpmath.ceil)(first)
+        if name in _FUNCTIONS:
+            if abs(first) > 10**6:
+                raise TooLargeError("a function of a large number")
+            return _FUNCTIONS[name](first)
+        raise UnreadableError(f"a function, {name}")
+
+
+_FUNCTIONS = {
+    "sin": mpmath.sin, "cos": mpmath.cos, "tan": mpmath.tan, "cot": mpmath.cot, "sec": mpmath.sec, "csc": mpmath.csc,
+    "sinh": mpmath.sinh, "cosh": mpmath.cosh, "tanh": mpmath.tanh, "arcsin": mpmath.asin, "arccos": mpmath.acos,
+    "arctan": mpmath.atan,
+}  # fmt: skip
+
+
+def signs(node: Node) -> list[Node]:
+    r"""The expressions that one with `\pm` stands for: every sign by itself, but for `\mp`, which goes with `\pm`."""
+    count = _count_signs(node, "pm")
+    has_opposite = _count_signs(node, "mp") > 0
+    if not count and not has_opposite:
+        return [node]
+    if count > _MOST_SIGNS:
+        raise UnreadableError("many signs")
+    choices = [(1,) * max(count, 1), (-1,) * max(count, 1)] if has_opposite else list(product((1, -1), repeat=count))
+    return [_with_signs(node, iter(choice), choice[0]) for choice in choices]
+
+
+def _count_signs(node: Any, sign: str) -> int:
+    if isinstance(node, tuple) and node[:1] == ("sign",):
+        return int(node[1] == sign)
+    return sum(_count_signs(part, sign) for part in node) if isinstance(node, tuple | list) else 0
+
+
+def _with_signs(node: Any, choice: Iterator[int], first: int) -> Any:
+    if isinstance(node, tuple) and node[:1] == ("sign",):
+        return ("number", Fraction(next(choice) if node[1] == "pm" else -first), False)
+    if isinstance(node, tuple | list):
+        return type(node)(_with_signs(part, choice, first) for part in node)
+    return node
