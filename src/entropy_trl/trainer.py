@@ -15,7 +15,7 @@ from trl.trainer.utils import get_config_model_id
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls.base import SELECTED_TOKENS
-from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.batch import TokenBatches, warn_of_dropout
 from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.clip_metrics import restore_clip_metrics
 from entropy_trl.loss.state import ControlState
@@ -117,7 +117,7 @@ class CovGRPOTrainer(ResumingTrainer):
             self._control_state = ControlState(self.entropy_control, args.entropy_control)
             self._stateful.append(self._control_state)
             if not self.entropy_control.acts_on_policy:
-                _warn_of_dropout(self.model)
+                warn_of_dropout(self.model)
             if self.use_vllm and self.vllm_mode == "colocate":
                 # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process so.
                 set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
@@ -325,19 +325,6 @@ def _make_observers(options: CovGRPOConfig) -> list[TrainerCallback]:
     if options.entropy_law:
         observers.append(EntropyLawCallback(figures=bool(set(TRACKERS) & set(options.report_to))))
     return observers
-
-
-def _warn_of_dropout(model: torch.nn.Module) -> None:
-    """Warn of dropout modules: their noise is in `logp - old_logp`, which KL-Cov penalises at full strength."""
-    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
-    if rates:
-        warnings.warn(
-            f"The model has {len(rates)} dropout modules (up to {max(rates):g}): the control penalises their noise at "
-            "full strength in the first update of later rollouts, and `selected_at_rounding` does not count it. Set "
-            "dropout to 0 (`lora_dropout=0` for LoRA; TRL's default is 0.05).",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _check_reference(model: Any, args: GRPOConfig, trainer_kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """[`TokenBatches`]: convert TRL's inputs of the loss to what a control sees."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -162,3 +163,16 @@ class TokenBatches:
                 f"{step}. Look for an overflow (a lower learning rate, bf16 instead of fp16) or for "
                 "a reward function that returns NaN or infinity."
             )
+
+
+def warn_of_dropout(model: torch.nn.Module) -> None:
+    """Warn of dropout modules: their noise is in `logp - old_logp`, which KL-Cov penalises at full strength."""
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
+    if rates:
+        warnings.warn(
+            f"The model has {len(rates)} dropout modules (up to {max(rates):g}): the control penalises their noise at "
+            "full strength in the first update of later rollouts, and `selected_at_rounding` does not count it. Set "
+            "dropout to 0 (`lora_dropout=0` for LoRA; TRL's default is 0.05).",
+            UserWarning,
+            stacklevel=3,
+        )
