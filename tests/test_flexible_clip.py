@@ -17,6 +17,7 @@ from test_trainer import Gradients, logs, same_weights
 
 from entropy_trl import FlexibleClip, build_control
 from entropy_trl.controls.flexible_clip import STRATEGIES, Threshold, ratio_bounds
+from entropy_trl.saving.manifest import main as accept_edited
 from entropy_trl.tokens.types import TokenBatch
 
 
@@ -423,6 +424,7 @@ def test_the_state_of_a_checkpoint_matters(make_trainer, tmp_path):
     stored = json.loads((checkpoint / "entropy_control_state.json").read_text())
     assert set(stored) == {"raising"}
     (checkpoint / "entropy_control_state.json").write_text(json.dumps({"raising": 1.0 - stored["raising"]}) + "\n")
+    accept_edited([str(checkpoint)])
     resumed = make_trainer(**overrides, steps_per_generation=4, max_steps=8, learning_rate=3e-3)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert not same_weights(through, resumed)

@@ -63,6 +63,8 @@ ATTRIBUTES = (
     "_metrics",
     "_logs",
     "_pending_extra_logs",
+    "_pending_metrics",
+    "_tokenizer",
     "_tag_names",
     "_name",
     "_paper",
@@ -90,7 +92,9 @@ def test_every_private_name_that_we_use_is_in_this_contract(make_trainer):
 def test_the_attributes_we_use_mean_what_we_take_them_for(make_trainer):
     trainer = make_trainer(GRPOTrainer, GRPOConfig, max_steps=1, steps_per_generation=2)
     assert (trainer._step, trainer._buffered_inputs) == (0, None)
-    assert isinstance(trainer._pending_extra_logs, defaultdict) and not trainer._pending_extra_logs
+    for pending in (trainer._pending_extra_logs, trainer._pending_metrics):
+        assert isinstance(pending, defaultdict) and not pending
+    assert trainer._tokenizer.pad_token_id is not None
     trainer.train()
     assert trainer._step == 1 and len(trainer._buffered_inputs) == 2
     assert {"train", "eval"} <= trainer._metrics.keys()

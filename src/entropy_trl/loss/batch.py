@@ -82,19 +82,6 @@ class TokenBatches:
             state=self.state,
         )
 
-    def counted(self, inputs: dict[str, Any], entropies: Tensor) -> dict[str, Any]:
-        """The inputs with the mask of the tokens that the loss counts: those that `top_entropy_quantile` leaves in.
-
-        TRL masks each micro-batch after the control has acted. Every rank must call this together.
-        """
-        trainer = self.trainer
-        if trainer.top_entropy_quantile >= 1.0:
-            return inputs
-        mask = inputs["completion_mask"]
-        valid = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-        high = GRPOTrainer.get_high_entropy_mask(trainer, entropies, valid, 1 - trainer.top_entropy_quantile)
-        return inputs | {"completion_mask": mask * high}
-
     def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight of each token of a micro-batch in TRL's loss, (B, T)."""
         accumulation_steps = self.trainer.current_gradient_accumulation_steps
