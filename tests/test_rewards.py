@@ -649,10 +649,3 @@ def test_every_reference_of_the_benchmarks_is_its_own_answer(name):
     wrong = math_reward([box(answer) for answer in answers[1:] + answers[:1]], answers, answer_format="boxed")
     pairs = zip(answers, answers[1:] + answers[:1], wrong, strict=True)
     assert len({(gold, answer) for gold, answer, reward in pairs if reward and gold != answer}) <= 1
-
-
-def test_a_number_that_no_machine_holds_is_a_wrong_answer_at_once():
-    answers = ["9^{9^{9^9}}", "(10^6)!", r"\binom{10^9}{5 \cdot 10^8}", "2^{10^9}"]
-    reward = MathReward(workers=0)
-    completions = [rf"\boxed{{{answer}}}" for answer in answers]
-    assert reward(completions=completions, solution=["9"] * len(answers)) == [0.0] * len(answers)
