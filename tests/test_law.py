@@ -283,6 +283,12 @@ def test_early_prediction_goes_by_steps():
         predict_early(h, r, fraction=15)
 
 
+def test_the_early_part_ends_at_the_step_that_the_fraction_names():
+    """0.29 times 100 is 28.999999999999996 as a product of floats."""
+    h, r = law_data(101)
+    assert predict_early(h, r, fraction=0.29).last_step == 29
+
+
 def test_entropy_spent():
     """By hand: entropy 1 to 0 and reward 0 to 0.5 over 24 steps."""
     steps, h, r = [0, 2, 8, 24], [1.0, 0.27, 0.06, 0.0], [0.0, 0.38, 0.465, 0.5]

@@ -19,7 +19,7 @@ from entropy_trl.analysis.law import fit_law
 from entropy_trl.analysis.records import read_records
 from entropy_trl.analysis.regions import entropy_regions
 from entropy_trl.analysis.report import write_report
-from entropy_trl.analysis.report.curves import curve
+from entropy_trl.analysis.report.curves import _smoothed, curve
 from entropy_trl.analysis.report.law import _mean_interval
 from entropy_trl.analysis.report.values import number, plain
 from entropy_trl.analysis.runs import Run, Series, read_runs
@@ -424,9 +424,18 @@ def test_contrast_of_the_page():
             assert (lighter + 0.05) / (darker + 0.05) >= least, (name, scheme[name])
 
 
+@pytest.mark.parametrize("window", [1, 2, 10, 37, 100, 250])
+def test_a_running_mean_forgets_a_spike(window):
+    values = np.random.default_rng(0).normal(size=100)
+    values[20] = 1e18
+    means = _smoothed(Series(np.arange(100), values), window).values
+    expected = [values[max(end - window, 0) : end].mean() for end in range(1, 101)]
+    np.testing.assert_allclose(means, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_numbers():
-    values = [None, math.nan, 0.0, 0.04942, 12.3456, 123456.7, -math.inf, 1.0, 3.7e-5]
-    expected = ["\u2013", "\u2013", "0", "0.0494", "12.3", "123,457", "-∞", "1.00", "3.70e-05"]
+    values = [None, math.nan, 0.0, 0.04942, 12.3456, 123456.7, -math.inf, 1.0, 3.7e-5, 99.96, -99.95, 99.94]
+    expected = ["\u2013", "\u2013", "0", "0.0494", "12.3", "123,457", "-∞", "1.00", "3.70e-05", "100", "-100", "99.9"]
     assert [number(value) for value in values] == expected
     assert plain({1: np.array([1.0, math.nan]), "a": (np.float32(0.5), np.int64(3))}) == {
         "1": [1.0, None],

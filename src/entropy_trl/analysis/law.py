@@ -498,7 +498,8 @@ def predict_early(
         raise ValueError(f"The fraction to fit must be between 0 and 1, got {fraction:g}.")
     h, r = check_entropy(entropy, form), np.asarray(reward, dtype=np.float64)
     at = np.arange(len(h)) if steps is None else np.asarray(steps)
-    early = at <= at[0] + fraction * (at[-1] - at[0]) if len(at) else np.zeros(0, dtype=bool)
+    # Shares are compared, since the product `fraction * steps` can round to just below a whole step.
+    early = (at - at[0]) / (at[-1] - at[0]) <= fraction if len(at) > 1 else np.zeros(len(at), dtype=bool)
     if early.sum() < MIN_POINTS or early.all():
         raise ValueError(
             f"The first {fraction:.0%} of the training has {early.sum()} of {len(h)} points: {MIN_POINTS} are the "
