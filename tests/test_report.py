@@ -411,6 +411,41 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_thinning_keeps_the_extremes():
+    generator = np.random.default_rng(0)
+    steps, low = np.arange(100_000), generator.normal(size=100_000)
+    high = low + 1
+    low[54_321], high[77] = -50.0, 60.0
+    thin_steps, thin_low, thin_high = figures.thinned(steps, low, high)
+    assert len(thin_steps) <= 902
+    assert thin_steps[0] == 0 and thin_steps[-1] == 99_999 and (np.diff(thin_steps) > 0).all()
+    np.testing.assert_array_equal(thin_low, low[thin_steps])
+    assert thin_low.min() == -50.0 and thin_high.max() == 60.0
+    for start in range(0, 100_000, 10_000):  # and those of each part
+        inside = (thin_steps >= start) & (thin_steps < start + 10_000)
+        assert thin_low[inside].min() == low[start : start + 10_000].min()
+    short = np.arange(300)
+    assert figures.thinned(short)[0] is short
+
+
+def test_figures_do_not_grow_with_the_points():
+    steps = np.arange(200_000)
+    h = np.linspace(1.0, 0.1, 200_000)
+    noise = np.random.default_rng(0).normal(0, 0.02, 200_000)
+    series = Series(steps, 0.5 - 0.2 * np.exp(h) + noise)
+    styles = figures.styles(["grpo"])
+    fit = fit_law(h, series.values)
+    drawings = [
+        figures.curves({"grpo": curve({"seed 0": series, "seed 1": series})}, styles, "R"),
+        figures.law([fit], [_mean_interval(fit.inference())], styles["grpo"]),
+        figures.scatter({"grpo": (h, series.values)}, styles, "H", "R"),
+    ]
+    for drawing in drawings:
+        axes = drawing.axes[0]
+        assert max(len(line.get_xdata()) for line in axes.lines) <= 602
+        assert np.max([np.max(line.get_ydata()) for line in axes.lines]) >= series.values.max()
+
+
 def test_contrast_of_the_page():
     css = (Path(entropy_trl.analysis.__file__).parent / "report" / "page.css").read_text()
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in css.split("@media")[:2])

@@ -241,7 +241,8 @@ def _pair(steps: npt.NDArray[np.int64], series: Series, pairing: str) -> tuple[n
         return kept, series.values[nearest[kept]]
     between = (steps[1:] + steps[:-1]) / 2
     half = _gap(steps) / 2
-    low, high = np.r_[steps[0] - half, between], np.r_[between, steps[-1] + half]
+    low: Array = np.r_[steps[0] - half, between]
+    high: Array = np.r_[between, steps[-1] + half]
     starts = np.searchsorted(series.steps, low, side="right")
     ends = np.searchsorted(series.steps, high, side="right")
     kept = ends > starts
