@@ -1,5 +1,8 @@
 """Eq. 10 against a loop, its invariances, and the quantile table."""
 
+from fractions import Fraction
+
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -109,3 +112,26 @@ def test_metrics_of_an_empty_pool_count_nothing():
 def test_counts_have_a_floor_of_one():
     assert [selection_count(fraction, 100) for fraction in (2e-4, 0.5)] == [1, 50]
     assert [selection_count(fraction, 0) for fraction in (2e-4, 0.5)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "tokens", "count"),
+    [
+        (0.29, 200_000, 58_000),  # 57,999.999 as a product of floats
+        (0.57, 100, 57),
+        (1 / 3, 300, 100),
+        (2e-4, 15_000, 3),
+        (0.29, 199_999, 57_999),
+        (1.0, 7, 7),
+        (np.float32(0.5), torch.tensor(10), 5),
+    ],
+)
+def test_counts_are_the_floor_of_the_number_as_written(fraction, tokens, count):
+    assert selection_count(fraction, tokens) == count
+
+
+def test_counts_agree_with_decimal_arithmetic():
+    for percent in range(1, 101):
+        for tokens in (1, 7, 100, 12_345, 200_000, 10**9):
+            for fraction in (percent / 100, percent / 10_000):
+                assert selection_count(fraction, tokens) == max(int(Fraction(str(fraction)) * tokens), 1)

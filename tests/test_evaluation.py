@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -66,6 +67,14 @@ def test_majority_at_k_is_the_mean_over_all_subsets(answers):
     for k in range(1, len(answers) + 1):
         expected = statistics.fmean(map(majority, itertools.combinations(answers, k)))
         assert majority_at_k(len(answers), answers.count("right"), wrong, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_at_k_of_many_samples():
+    """The counts of subsets are beyond the range of floats. Three samples have an answer, two of them the right one."""
+    n, k = 1100, 550
+    drawn = [math.comb(n - 3, k - j) / math.comb(n, k) for j in range(4)]  # a given set of j of the three, no other
+    assert majority_at_k(n, 2, [1], k) == pytest.approx(drawn[3] + drawn[2] + 2 * drawn[1] + 2 * drawn[2] / 2)
+    assert majority_at_k(2000, 3, [3], 2000) == 0.5
 
 
 def test_metrics_refuse_what_cannot_be_estimated():

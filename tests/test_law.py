@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from entropy_trl.analysis import law as law_module
 from entropy_trl.analysis.law import (
     FORMS,
     METHODS,
@@ -128,28 +129,44 @@ def test_standard_errors_are_statsmodels():
     np.testing.assert_allclose([e.standard_error for e in fit.inference("hac")[:2]], hac.bse, rtol=1e-7)
 
 
-@pytest.mark.parametrize("form", ["exp", "linear"])
-def test_ar1_errors_are_those_of_the_plain_formula(form):
+@pytest.mark.parametrize("form, n", [("exp", 25), ("linear", 25), ("exp", 400)])
+def test_ar1_errors_are_those_of_the_plain_formula(form, n):
     """`P S P'` with the whole matrix `S`, and the variance that makes the residuals' sum of squares expected."""
-    h, r = law_data(25, correlation=0.6, seed=3)
+    h, r = law_data(n, correlation=0.6, seed=3)
     fit = fit_law(h, r, form)
     inference = fit.inference("ar1")
     x = np.column_stack([-FORMS[form](h), np.ones_like(h)])
     p = np.linalg.inv(x.T @ x) @ x.T
     e = fit.residuals
     raw = (e[1:] * e[:-1]).sum() / (e**2).sum()
-    correlation = min(max(raw + (2 + 4 * raw) / 25, 0), 22 / 28)
-    assert 0 < correlation < 22 / 28
+    correlation = min(max(raw + (2 + 4 * raw) / n, 0), (n - 3) / (n + 3))
+    assert 0 < correlation < (n - 3) / (n + 3)
     assert inference.autocorrelation == pytest.approx(correlation)
-    assert inference.effective_points == pytest.approx(25 * (1 - correlation) / (1 + correlation))
-    s = np.array([[correlation ** abs(i - j) for j in range(25)] for i in range(25)])
-    m = np.eye(25) - x @ p
+    assert inference.effective_points == pytest.approx(n * (1 - correlation) / (1 + correlation))
+    s = np.array([[correlation ** abs(i - j) for j in range(n)] for i in range(n)])
+    m = np.eye(n) - x @ p
     covariance = p @ s @ p.T * (e @ e) / np.trace(m @ s @ m.T)
     np.testing.assert_allclose(
         [inference.a.standard_error, inference.b.standard_error], np.sqrt(np.diag(covariance)), rtol=1e-8
     )
     c = np.array([-1.0, 1.0]) if form == "exp" else np.array([0.0, 1.0])
     assert inference.ceiling.standard_error == pytest.approx(math.sqrt(c @ covariance @ c))
+
+
+def test_ar1_errors_of_a_million_points():
+    """The covariance of all pairs of points would take hours. Noise without autocorrelation has the usual errors."""
+    h = training(1_000_000)
+    r = B - A * np.exp(h) + np.random.default_rng(0).normal(0, 0.02, len(h))
+    fit = fit_law(h, r)
+    for ar1, independent in zip(fit.inference("ar1")[:3], fit.inference("ols")[:3], strict=True):
+        assert ar1.standard_error == pytest.approx(independent.standard_error, rel=0.01)
+
+
+def test_bootstrap_in_parts_is_the_same(monkeypatch):
+    fit = fit_law(*law_data(50, correlation=0.5))
+    whole = fit.inference("bootstrap")
+    monkeypatch.setattr(law_module, "_DRAWN_AT_ONCE", 700)
+    np.testing.assert_allclose(fit.inference("bootstrap")[:3], whole[:3], rtol=1e-12)
 
 
 def coverage(method, n, correlation, draws=1000):
@@ -229,6 +246,27 @@ def test_forms_are_told_apart_only_where_they_differ():
     assert verdict == {"linear": "not distinguishable", "log": "not distinguishable"}
 
 
+@pytest.mark.parametrize(
+    "h, r",
+    [
+        (np.repeat([1.0, 0.5], 10), np.repeat([0.1, 0.3], 10)),  # any curve passes through two points
+        (np.repeat([2.0, 0.013], 30), np.repeat([100.3, 1e-3], 30)),
+        (np.linspace(1, 0.1, 20), np.full(20, 0.1)),
+    ],
+)
+def test_forms_without_an_error_are_not_told_apart_by_rounding(h, r):
+    comparison = compare_forms(h, r)
+    assert set(comparison.verdict.values()) == {"not distinguishable"}
+    assert all(score.aic == 0 for score in comparison.scores.values())
+    assert math.isnan(fit_law(h, r).diagnostics().jarque_bera)
+
+
+def test_an_exact_law_is_better():
+    h = training(20, high=2.5)
+    assert set(compare_forms(h, B - A * np.exp(h)).verdict.values()) == {"better"}
+    assert compare_forms(h, B - A * h).verdict["linear"] == "worse"
+
+
 def test_aic_counts_effective_points():
     h, r = law_data(correlation=0.8, h=training(100, high=2.5))
     score = compare_forms(h, r).scores["linear"]
@@ -281,6 +319,12 @@ def test_early_prediction_goes_by_steps():
         predict_early(h, r, fraction=0.1)
     with pytest.raises(ValueError, match="between 0 and 1, got 15"):
         predict_early(h, r, fraction=15)
+
+
+def test_the_early_part_ends_at_the_step_that_the_fraction_names():
+    """0.29 times 100 is 28.999999999999996 as a product of floats."""
+    h, r = law_data(101)
+    assert predict_early(h, r, fraction=0.29).last_step == 29
 
 
 def test_entropy_spent():

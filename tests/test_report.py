@@ -19,7 +19,7 @@ from entropy_trl.analysis.law import fit_law
 from entropy_trl.analysis.records import FOLDER, read_records
 from entropy_trl.analysis.regions import entropy_regions
 from entropy_trl.analysis.report import write_report
-from entropy_trl.analysis.report.curves import curve
+from entropy_trl.analysis.report.curves import _smoothed, curve
 from entropy_trl.analysis.report.law import _mean_interval
 from entropy_trl.analysis.report.values import number, plain
 from entropy_trl.analysis.runs import Run, Series, read_runs
@@ -483,6 +483,41 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_thinning_keeps_the_extremes():
+    generator = np.random.default_rng(0)
+    steps, low = np.arange(100_000), generator.normal(size=100_000)
+    high = low + 1
+    low[54_321], high[77] = -50.0, 60.0
+    thin_steps, thin_low, thin_high = figures.thinned(steps, low, high)
+    assert len(thin_steps) <= 902
+    assert thin_steps[0] == 0 and thin_steps[-1] == 99_999 and (np.diff(thin_steps) > 0).all()
+    np.testing.assert_array_equal(thin_low, low[thin_steps])
+    assert thin_low.min() == -50.0 and thin_high.max() == 60.0
+    for start in range(0, 100_000, 10_000):  # and those of each part
+        inside = (thin_steps >= start) & (thin_steps < start + 10_000)
+        assert thin_low[inside].min() == low[start : start + 10_000].min()
+    short = np.arange(300)
+    assert figures.thinned(short)[0] is short
+
+
+def test_figures_do_not_grow_with_the_points():
+    steps = np.arange(200_000)
+    h = np.linspace(1.0, 0.1, 200_000)
+    noise = np.random.default_rng(0).normal(0, 0.02, 200_000)
+    series = Series(steps, 0.5 - 0.2 * np.exp(h) + noise)
+    styles = figures.styles(["grpo"])
+    fit = fit_law(h, series.values)
+    drawings = [
+        figures.curves({"grpo": curve({"seed 0": series, "seed 1": series})}, styles, "R"),
+        figures.law([fit], [_mean_interval(fit.inference())], styles["grpo"]),
+        figures.scatter({"grpo": (h, series.values)}, styles, "H", "R"),
+    ]
+    for drawing in drawings:
+        axes = drawing.axes[0]
+        assert max(len(line.get_xdata()) for line in axes.lines) <= 602
+        assert np.max([np.max(line.get_ydata()) for line in axes.lines]) >= series.values.max()
+
+
 def test_contrast_of_the_page():
     css = (Path(entropy_trl.analysis.__file__).parent / "report" / "page.css").read_text()
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in css.split("@media")[:2])
@@ -496,9 +531,18 @@ def test_contrast_of_the_page():
             assert (lighter + 0.05) / (darker + 0.05) >= least, (name, scheme[name])
 
 
+@pytest.mark.parametrize("window", [1, 2, 10, 37, 100, 250])
+def test_a_running_mean_forgets_a_spike(window):
+    values = np.random.default_rng(0).normal(size=100)
+    values[20] = 1e18
+    means = _smoothed(Series(np.arange(100), values), window).values
+    expected = [values[max(end - window, 0) : end].mean() for end in range(1, 101)]
+    np.testing.assert_allclose(means, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_numbers():
-    values = [None, math.nan, 0.0, 0.04942, 12.3456, 123456.7, -math.inf, 1.0, 3.7e-5]
-    expected = ["\u2013", "\u2013", "0", "0.0494", "12.3", "123,457", "-∞", "1.00", "3.70e-05"]
+    values = [None, math.nan, 0.0, 0.04942, 12.3456, 123456.7, -math.inf, 1.0, 3.7e-5, 99.96, -99.95, 99.94]
+    expected = ["\u2013", "\u2013", "0", "0.0494", "12.3", "123,457", "-∞", "1.00", "3.70e-05", "100", "-100", "99.9"]
     assert [number(value) for value in values] == expected
     assert plain({1: np.array([1.0, math.nan]), "a": (np.float32(0.5), np.int64(3))}) == {
         "1": [1.0, None],

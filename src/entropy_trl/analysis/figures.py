@@ -7,6 +7,7 @@ page into dark mode, and its text is text in the page's own font. A colour that 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -87,7 +88,8 @@ _SETTINGS: dict[str, Any] = {
     "axes.spines.right": False,
 }
 _SIZE = (4.7, 3.1)  # inches; 72 of its units are an inch in the page, so that text keeps its size on a phone
-_MOST_POINTS = 300  # of a line; more cannot be told apart at this width
+#: A line is drawn with the extremes of each of so many parts; more cannot be told apart at this width.
+_PARTS = 150
 _LONGEST_NAME = 40
 _LEGEND_COLUMNS = 4
 _FILE_ONLY = "file-only"  # id of what is in the files and not in the page
@@ -125,14 +127,14 @@ def curves(lines: Mapping[str, Curve], chosen: Mapping[str, Style], label: str) 
     for group, line in lines.items():
         style = chosen[group]
         if len(line.runs) > 1:
-            steps, low, high = _thinned(line.steps, line.low, line.high)
+            steps, low, high = thinned(line.steps, line.low, line.high)
             axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, linewidth=0)
             for series in line.runs.values():
                 if len(line.steps) == 0 or series.steps[-1] > line.steps[-1]:
-                    axes.plot(*_thinned(*series), color=style.colour, linestyle=style.line, linewidth=0.7, alpha=0.7)
+                    axes.plot(*thinned(*series), color=style.colour, linestyle=style.line, linewidth=0.7, alpha=0.7)
         marker = style.marker if len(line.steps) <= 12 else ""
         axes.plot(
-            *_thinned(line.steps, line.mean),
+            *thinned(line.steps, line.mean),
             color=style.colour,
             linestyle=style.line,
             linewidth=1.8,
@@ -158,7 +160,7 @@ def law(fits: Sequence[LawFit], bands: Sequence[Callable[[Array], tuple[Array, A
         low, high = band(x)
         axes.fill_between(x, low, high, color=style.colour, alpha=0.16 / len(fits) ** 0.5, linewidth=0)
         axes.plot(x, fit.predict(np.log(x)), color=style.colour, linewidth=1.4)
-        axes.plot(np.exp(fit.entropy), fit.reward, style.marker, color=style.colour, markersize=4, alpha=0.75)
+        axes.plot(*thinned(np.exp(fit.entropy), fit.reward), style.marker, color=style.colour, markersize=4, alpha=0.75)
         axes.plot([1.0], [fit.ceiling], "*", color=style.colour, markersize=10, clip_on=False, zorder=3)
     rewards = np.concatenate([fit.reward for fit in fits] + [[fit.ceiling for fit in fits]])
     margin = 0.25 * (float(np.ptp(rewards)) or 0.1)  # a wide interval shall not hide the points
@@ -193,7 +195,7 @@ def scatter(
     axes.axhline(0, color=_MUTED, linewidth=0.8)
     axes.axvline(0, color=_MUTED, linewidth=0.8)
     for group, (x, y) in points.items():
-        axes.plot(x, y, chosen[group].marker, color=chosen[group].colour, markersize=4, alpha=0.75)
+        axes.plot(*thinned(x, y), chosen[group].marker, color=chosen[group].colour, markersize=4, alpha=0.75)
     return figure
 
 
@@ -239,13 +241,28 @@ def _from_zero(axes: Axes) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Columns of one length, or evenly spread rows of them where they are long, the first and the last among them."""
+def thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Leave out rows that cannot be seen: keep the extremes of each column in each of 150 parts of a long table.
+
+    So a spike of one point stays in the drawing. The first and the last row are kept too.
+
+    Args:
+        columns: of one length, in the order in which they are drawn.
+
+    Returns:
+        The columns with the rows that are left: all of them up to 300, and `300 * len(columns) + 2` at most.
+    """
     count = len(columns[0])
-    if count <= _MOST_POINTS:
+    if count <= 2 * _PARTS:
         return list(columns)
-    rows = np.linspace(0, count - 1, _MOST_POINTS).round().astype(np.int64)
-    return [column[rows] for column in columns]
+    rows = {0, count - 1}
+    edges = np.linspace(0, count, _PARTS + 1).astype(np.int64)
+    for start, end in pairwise(edges.tolist()):
+        for column in columns:
+            part = column[start:end]
+            rows |= {start + int(part.argmin()), start + int(part.argmax())}
+    kept = np.array(sorted(rows))
+    return [column[kept] for column in columns]
 
 
 def publish(

@@ -31,10 +31,14 @@ METHODS: tuple[Method, ...] = ("ar1", "hac", "ols", "bootstrap")
 #: vocabularies in use have 260,000.
 MAX_ENTROPY = 13.0
 MIN_POINTS = 3
+#: Residuals below this share of the terms that they are a difference of are rounding errors.
+_ROUNDING = 1e-12
 
 #: Models whose AIC differs by less are both supported by the data (Burnham and Anderson, 2002).
 AIC_MARGIN = 2.0
 BOOTSTRAP_DRAWS = 999
+#: Points of draws that are in memory together, 16 bytes each.
+_DRAWN_AT_ONCE = 1 << 22
 #: Where the paper reads off what was spent and gained: the first 200 and 800 of 2,400 steps.
 SPENT_AT = (1 / 12, 1 / 3)
 
@@ -123,8 +127,17 @@ class LawFit:
         return self.reward - self.predict(self.entropy)
 
     @property
+    def exact(self) -> bool:
+        """Whether the curve passes through every point, up to rounding: then its residuals say nothing."""
+        largest = float(np.abs(FORMS[self.form](self.entropy)).max())
+        scale = max(float(np.abs(self.reward).max()), abs(self.a) * largest, abs(self.b))
+        return float(np.abs(self.residuals).max()) <= _ROUNDING * scale
+
+    @property
     def r2(self) -> float:
         """The share of the reward's variance that the fit explains; NaN if the reward is constant."""
+        if np.ptp(self.reward) == 0:  # its mean can differ from it by rounding
+            return math.nan
         total = float(((self.reward - self.reward.mean()) ** 2).sum())
         return 1 - float((self.residuals**2).sum()) / total if total > 0 else math.nan
 
@@ -177,7 +190,7 @@ class LawFit:
         """
         stattools, diagnostic = _needs("statsmodels.stats.stattools"), _needs("statsmodels.stats.diagnostic")
         noise = _Noise.of(self)
-        if not self.residuals.any():  # nothing to test
+        if self.exact:  # nothing to test
             return Diagnostics(0.0, math.nan, math.nan, math.nan)
         return Diagnostics(
             autocorrelation=noise.autocorrelation,
@@ -318,16 +331,16 @@ class _Noise:
     def ar1(self) -> Array:
         """`P S P'` with `S_st = sigma^2 r^|s - t|`; `sigma^2` is that of which the residuals' squares are expected."""
         n, influence = len(self.residuals), self.projection
-        weights = self.autocorrelation ** np.arange(n)
+        lfilter = _needs("scipy.signal").lfilter
 
-        def weighted(left: Array, right: Array) -> float:
-            """`sum_st left_s r^|s - t| right_t`"""
-            products = np.correlate(left, right, "full")
-            return float(products[n - 1 :] @ weights + products[n - 2 :: -1] @ weights[1:])
+        def smoothed(rows: Array) -> Array:
+            """Each row times `r^|s - t|`, by one recursion in each direction: `y_t = x_t + r y_(t-1)`."""
+            recursion = [1.0], [1.0, -self.autocorrelation]
+            return np.asarray(lfilter(*recursion, rows) + lfilter(*recursion, rows[:, ::-1])[:, ::-1] - rows)
 
-        trace = n - sum(weighted(influence[i], self.design[:, i]) for i in range(2))
+        trace = n - float((influence * smoothed(self.design.T)).sum())
         variance = float((self.residuals**2).sum()) / max(trace, 1e-9)
-        return variance * np.array([[weighted(influence[i], influence[j]) for j in range(2)] for i in range(2)])
+        return variance * influence @ smoothed(influence).T
 
     def newey_west(self) -> Array:
         n = len(self.residuals)
@@ -347,9 +360,12 @@ class _Noise:
         n, length = len(self.residuals), self.block_length
         generator = np.random.default_rng(seed)
         starts = generator.integers(0, n - length + 1, (BOOTSTRAP_DRAWS, -(-n // length)))
-        drawn = (starts[:, :, None] + np.arange(length)).reshape(BOOTSTRAP_DRAWS, -1)[:, :n]
         centred = (self.residuals - self.residuals.mean()) * math.sqrt(n / (n - 2))
-        return np.asarray(centred[drawn] @ self.projection.T)
+        errors = []
+        for part in np.array_split(starts, min(-(-BOOTSTRAP_DRAWS * n // _DRAWN_AT_ONCE), BOOTSTRAP_DRAWS)):
+            drawn = (part[:, :, None] + np.arange(length)).reshape(len(part), -1)[:, :n]
+            errors.append(centred[drawn] @ self.projection.T)
+        return np.concatenate(errors)
 
 
 def quantile(degrees: float, confidence: float) -> float:
@@ -403,7 +419,8 @@ def compare_forms(entropy: npt.ArrayLike, reward: npt.ArrayLike, robust: bool = 
     """Compare the law with curves linear in `H` and in `ln(H)`.
 
     Over a small range of `H` the three are nearly the same curve: then they are not distinguishable, and this says so.
-    `"log"` is left out where an entropy is 0.
+    So are curves that all pass through every point, as with two different entropies. `"log"` is left out where an
+    entropy is 0.
 
     Raises:
         ValueError: as for [`fit_law`].
@@ -412,12 +429,17 @@ def compare_forms(entropy: npt.ArrayLike, reward: npt.ArrayLike, robust: bool = 
     fits = {form: fit_law(h, r, form, robust) for form in FORMS if form != "log" or h.min() > 0}
     law = fits["exp"]
     points = _Noise.of(law).effective_points
-    best = float((law.residuals**2).sum())
+    best = _squares(law)
     scores: dict[Form, FormScore] = {}
     verdict: dict[Form, str] = {}
     for form, fit in fits.items():
-        squares = float((fit.residuals**2).sum())
-        aic = points * math.log(squares / best) if min(squares, best) > 0 else math.copysign(math.inf, squares - best)
+        squares = _squares(fit)
+        if squares == best:  # both 0, where both pass through every point
+            aic = 0.0
+        elif min(squares, best) > 0:
+            aic = points * math.log(squares / best)
+        else:
+            aic = math.copysign(math.inf, squares - best)
         scores[form] = FormScore(fit, 0.0 if form == "exp" else aic, cross_validated_rmse(h, r, form, robust))
         if form != "exp":
             cv_gain = scores[form].cv_rmse - scores["exp"].cv_rmse
@@ -427,6 +449,11 @@ def compare_forms(entropy: npt.ArrayLike, reward: npt.ArrayLike, robust: bool = 
             if aic <= -AIC_MARGIN and cv_gain < 0:
                 verdict[form] = "worse"
     return FormComparison(scores, verdict)
+
+
+def _squares(fit: LawFit) -> float:
+    """The sum of squared residuals, without rounding errors."""
+    return 0.0 if fit.exact else float((fit.residuals**2).sum())
 
 
 def cross_validated_rmse(
@@ -498,7 +525,8 @@ def predict_early(
         raise ValueError(f"The fraction to fit must be between 0 and 1, got {fraction:g}.")
     h, r = check_entropy(entropy, form), np.asarray(reward, dtype=np.float64)
     at = np.arange(len(h)) if steps is None else np.asarray(steps)
-    early = at <= at[0] + fraction * (at[-1] - at[0]) if len(at) else np.zeros(0, dtype=bool)
+    # Shares are compared, since the product `fraction * steps` can round to just below a whole step.
+    early = (at - at[0]) / (at[-1] - at[0]) <= fraction if len(at) > 1 else np.zeros(len(at), dtype=bool)
     if early.sum() < MIN_POINTS or early.all():
         raise ValueError(
             f"The first {fraction:.0%} of the training has {early.sum()} of {len(h)} points: {MIN_POINTS} are the "

@@ -452,6 +452,8 @@ def _draw(results: Results, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from entropy_trl.analysis.figures import thinned
+
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -460,9 +462,10 @@ def _draw(results: Results, path: Path) -> None:
     for one in results.runs:
         group = one.run.group
         h = np.linspace(0, one.fit.entropy.max(), 200)
+        x, y = thinned(one.fit.entropy, one.fit.reward)
         axes.scatter(
-            one.fit.entropy,
-            one.fit.reward,
+            x,
+            y,
             s=14,
             color=colours[group],
             alpha=0.7,

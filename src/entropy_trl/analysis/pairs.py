@@ -241,10 +241,12 @@ def _pair(steps: npt.NDArray[np.int64], series: Series, pairing: str) -> tuple[n
         return kept, series.values[nearest[kept]]
     between = (steps[1:] + steps[:-1]) / 2
     half = _gap(steps) / 2
-    low, high = np.r_[steps[0] - half, between], np.r_[between, steps[-1] + half]
-    windows = [(series.steps > left) & (series.steps <= right) for left, right in zip(low, high, strict=True)]
-    kept = np.array([bool(window.any()) for window in windows])
-    return kept, np.array([series.values[window].mean() for window in windows if window.any()])
+    low: Array = np.r_[steps[0] - half, between]
+    high: Array = np.r_[between, steps[-1] + half]
+    starts = np.searchsorted(series.steps, low, side="right")
+    ends = np.searchsorted(series.steps, high, side="right")
+    kept = ends > starts
+    return kept, np.array([series.values[i:j].mean() for i, j in zip(starts[kept], ends[kept], strict=True)])
 
 
 def _gap(steps: npt.NDArray[np.int64]) -> float:

@@ -1,6 +1,7 @@
 """Scores from counts: pass@k, majority@k and bootstrap confidence intervals. Pure functions."""
 
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from math import comb
 from typing import TypeVar
 from zlib import crc32
@@ -38,7 +39,7 @@ def majority_at_k(n: int, c: int, wrong: Sequence[int], k: int) -> float:
     _check(n, c, k)
     if c + sum(wrong) > n:
         raise ValueError(f"{c} right and {sum(wrong)} wrong answers are more than {n} samples")
-    total = 0.0
+    total = Fraction(0)  # exact: the counts of subsets are beyond the range of floats from about 1,030 samples on
     for votes in range(1, min(c, k) + 1):
         # Ways to draw the other k - votes samples such that no wrong answer has more votes, by number of ties. Answers
         # that cannot tie are as good as no answer.
@@ -52,9 +53,11 @@ def majority_at_k(n: int, c: int, wrong: Sequence[int], k: int) -> float:
                     after[key] = after.get(key, 0) + number * comb(size, more)
             ways = after
         others = n - c - sum(rivals)
-        won = sum(number * comb(others, k - votes - drawn) / (ties + 1) for (drawn, ties), number in ways.items())
-        total += comb(c, votes) * won
-    return total / comb(n, k)
+        won: dict[int, int] = {}  # ways by number of ties
+        for (drawn, ties), number in ways.items():
+            won[ties] = won.get(ties, 0) + number * comb(others, k - votes - drawn)
+        total += comb(c, votes) * sum(Fraction(number, ties + 1) for ties, number in won.items())
+    return float(total / comb(n, k))
 
 
 def _check(n: int, c: int, k: int) -> None:

@@ -6,6 +6,7 @@ tokens and however many are selected, and no process sees another's tokens.
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -23,11 +24,26 @@ _MASK_63 = (1 << 63) - 1
 
 
 def selection_count(fraction: float, tokens: int) -> int:
-    """How many of `tokens` a fraction means: `floor(fraction * tokens)`, at least one while there is a token.
+    """Count the tokens that a fraction means: `floor(fraction * tokens)`, at least one while there is a token.
 
-    The floor of one is the authors'. On a small pool it makes the realised fraction larger than the nominal one.
+    The minimum of one is the authors'. On a small pool it makes the realised fraction larger than the nominal one.
+
+    The floor is that of the number as written: 0.29 of 200,000 tokens are 58,000, although the product of the floats is
+    57,999.999. It is the largest count `n` with `n / tokens <= fraction`.
+
+    Args:
+        fraction (`float`): in (0, 1].
+        tokens (`int`): tokens in the pool.
+
+    Returns:
+        `int`: the count, at most `tokens`.
     """
-    return min(max(math.floor(fraction * tokens), 1), tokens)
+    fraction, tokens = float(fraction), int(tokens)
+    count = math.floor(Fraction(fraction) * tokens)
+    # The binary value of a fraction can lie just below the number as written; the division rounds as that number did.
+    if tokens and (count + 1) / tokens <= fraction:
+        count += 1
+    return min(max(count, 1), tokens)
 
 
 def top_k_mask(

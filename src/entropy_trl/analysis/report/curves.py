@@ -136,11 +136,21 @@ def _finite(run: Run, metric: str) -> Series | None:
 
 
 def _smoothed(series: Series, window: int) -> Series:
-    """The mean of the last `window` points at each point, of fewer at the start."""
-    total = np.concatenate([[0.0], np.cumsum(series.values)])
-    ends = np.arange(1, len(series.values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return Series(series.steps, (total[ends] - total[starts]) / (ends - starts))
+    """Average the last `window` points at each point, or all of them where there are fewer.
+
+    Each mean is summed from its own points. A difference of cumulative sums would keep the rounding error of a spike
+    for the rest of the series.
+    """
+    count = len(series.values)
+    window = min(window, count)
+    # Sums from the start of each block of `window` points, and to its end: a window is one of each.
+    blocks = np.pad(series.values, (0, -count % window)).reshape(-1, window)
+    from_start = blocks.cumsum(axis=1).ravel()[:count]
+    to_end = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()[:count]
+    starts = np.arange(count) - window + 1
+    spans_two = (starts > 0) & (starts % window != 0)
+    sums = from_start + np.where(spans_two, to_end[np.maximum(starts, 0)], 0.0)
+    return Series(series.steps, sums / np.minimum(np.arange(count) + 1, window))
 
 
 def curve(runs: dict[str, Series]) -> Curve:

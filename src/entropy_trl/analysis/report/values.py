@@ -21,7 +21,7 @@ def number(value: float | None) -> str:
         return NONE
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if value == 0 or abs(value) >= 100:
+    if value == 0 or abs(value) >= 99.95:  # three digits of 99.95 are "100."
         return f"{value:,.0f}"
     return f"{value:#.3g}"
 
