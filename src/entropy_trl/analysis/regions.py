@@ -1,7 +1,8 @@
 """The entropy regions E1 to E4 of arXiv 2602.09782 in token records: tokens, gradient and change of entropy of each.
 
-[`entropy_trl.tokens.regions`] defines them. The gradient is that of the objective `r A` of each token, all tokens
-weighed alike, before a ratio clip and before the control: the records do not say what the clip stopped.
+[`entropy_trl.tokens.regions`] defines them. The change of entropy is that of arXiv 2602.03392, Theorem 3.3. The
+gradient is that of the objective `r A` of each token, all tokens weighed alike, before a ratio clip and before the
+control: the records do not say what the clip stopped.
 """
 
 from collections.abc import Iterable, Sequence

@@ -10,9 +10,11 @@ A token with `A = 0`, or whose surprisal is the entropy, belongs to none.
 
 To first order, a step `eta` on the logits of one state along the gradient of the token's objective `J = r A` changes
 that state's entropy by `eta <grad_z J, grad_z H> = -eta r A [p (ln p + H) - S]`, `S = sum_x p_x^2 (ln p_x + H)`
-([`entropy_change`]). `S` is the covariance of `p_x` and `ln p_x` under the policy and hence never negative: for e2 and
-e4 the sign above is certain, for e1 and e3 it is wrong exactly where `0 < p (ln p + H) < S`, that is for tokens that
-are not much less surprising than the mean. (The last sentence is ours.)
+([`entropy_change`]). This is Theorem 3.3 of arXiv 2602.03392; see also arXiv 2605.11775 and arXiv 2606.19236.
+
+What we add: `S` is the covariance of `p_x` and `ln p_x` under the policy and hence never negative. So for e2 and e4 the
+sign above is certain. For e1 and e3 it is wrong exactly where `0 < p (ln p + H) < S`, that is for tokens that are not
+much less surprising than the mean.
 """
 
 from typing import Final
@@ -58,7 +60,7 @@ def entropy_change(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     """`<grad_z J, grad_z H>` of each token: the first-order change of its state's entropy, from the full distribution.
 
     `-w [p (ln p + H) - sum_x p_x^2 (ln p_x + H)]`, with `w = r A` the derivative of the token's objective by `ln p`
-    (arXiv 2602.09782). Times the step `eta` on the logits it is the change in nats.
+    (arXiv 2602.03392, Theorem 3.3). Times the step `eta` on the logits it is the change in nats.
 
     Args:
         logits (`Tensor` of shape (..., V)): of the next-token distributions.
