@@ -47,9 +47,6 @@ class TokenBatches:
             entropies (`Tensor` of shape (B, T), *optional*): of the current policy.
         """
         trainer, args = self.trainer, self.trainer.args
-        mask = inputs["completion_mask"]
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
         old_logps = inputs.get("old_per_token_logps", logps.detach())
         advantages = inputs["advantages"]
         advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
@@ -70,7 +67,7 @@ class TokenBatches:
             logps=logps,
             old_logps=old_logps,
             advantages=advantages,
-            mask=mask,
+            mask=_loss_mask(inputs),
             row_ids=inputs["row_ids"],
             clipped=clipped,
             # Odd multiplier, so that the steps of one seed and the seeds of one step all differ.
@@ -123,12 +120,10 @@ class TokenBatches:
 
     def check_inputs(self, inputs: dict[str, Any], logps: Tensor) -> None:
         """Check what reaches TRL's loss where no control looks at it. Raises as [`check_finite`] does."""
-        mask = inputs["completion_mask"]
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
         logps = logps.detach()
         old_logps = inputs.get("old_per_token_logps")
         old_logps = logps if old_logps is None else old_logps
+        mask = _loss_mask(inputs)
         self.check_finite(TokenBatch(logps=logps, old_logps=old_logps, advantages=inputs["advantages"], mask=mask))
 
     def check_finite(self, batch: TokenBatch) -> None:
@@ -150,6 +145,12 @@ class TokenBatches:
                 f"{step}. Look for an overflow (a lower learning rate, bf16 instead of fp16) or for "
                 "a reward function that returns NaN or infinity."
             )
+
+
+def _loss_mask(inputs: dict[str, Any]) -> Tensor:
+    """Return the tokens that TRL's loss counts, (B, T): completion tokens that no tool wrote."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 def warn_of_dropout(model: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Processes that run math-verify with a time limit that holds.
+"""Processes that compare answers with a time limit that holds.
 
 `multiprocessing` would import the user's script in each worker (seconds, and a second training run where the script has
 no `if __name__ == "__main__"`), and none of the standard library's pools can end one task. So the workers are plain
@@ -82,7 +82,7 @@ class WorkerPool:
                     if self._failed_starts == _MOST_FAILED_STARTS:
                         raise RuntimeError(
                             f"The workers of math_reward do not start: {self._failed_starts} in a row have ended or "
-                            "hung while they imported math-verify. Their errors are on stderr, above."
+                            "hung while they imported the comparison. Their errors are on stderr, above."
                         )
         return [outcomes[task] for task in range(len(pairs))]
 
@@ -96,8 +96,8 @@ class _Worker:
     """A subprocess that is starting, comparing or idle."""
 
     def __init__(self, time_limit: float):
-        # It finds what this process finds, but nothing of the current folder. A few of math-verify's verdicts depend on
-        # the order of sets, so on Python's hash seed, which would be another one in each process and run.
+        # It finds what this process finds, but nothing of the current folder. A fixed hash seed
+        # gives sets one order in all processes and runs, so that no verdict can depend on it.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "PYTHONHASHSEED": "0",
