@@ -23,28 +23,30 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from entropy_trl import KLCov
 from entropy_trl.cli import _plan_main, main, parse_train_args
 from entropy_trl.controls import CONTROLS
-from entropy_trl.plan.cost import (
+from entropy_trl.plan.inputs import Hardware, Sharding, load_sharding, read_run
+from entropy_trl.plan.memory import (
     GIB,
     PHASES,
     POOL_BYTES,
-    communication,
-    control_messages,
-    forward_flops,
-    generation_seconds,
     head_memory,
-    latency,
-    loss_flops,
     memory,
     model_states,
     optimizer_bytes,
     rollout_bytes,
+    vllm_kv_tokens,
+)
+from entropy_trl.plan.model import activations, load_config, model_facts
+from entropy_trl.plan.traffic import (
+    communication,
+    control_messages,
+    forward_flops,
+    generation_seconds,
+    latency,
+    loss_flops,
     scoring_flops,
     selection_messages,
     trl_messages,
-    vllm_kv_tokens,
 )
-from entropy_trl.plan.inputs import Hardware, Sharding, load_sharding, read_run
-from entropy_trl.plan.model import activations, load_config, model_facts
 from entropy_trl.plan.verdict import Plan, suggest
 from entropy_trl.tokens.covariance import covariance_metrics
 from entropy_trl.tokens.types import TokenBatch

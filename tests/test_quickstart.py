@@ -1,6 +1,5 @@
 """The embedded task, its warm-up, its evaluation and the quickstart command."""
 
-import argparse
 import json
 from itertools import product
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 import yaml
 
 from entropy_trl import CovGRPOConfig
+from entropy_trl.cli import main
 from entropy_trl.quickstart import (
     METHODS,
     RECIPES,
@@ -28,7 +28,8 @@ from entropy_trl.quickstart import (
 from entropy_trl.quickstart import run as run_module
 from entropy_trl.quickstart.evaluate import count_right, sample
 from entropy_trl.quickstart.recipe import DEFAULT_METHODS, LABELS
-from entropy_trl.quickstart.run import add_arguments, describe, main, run_quickstart
+from entropy_trl.quickstart.run import run_quickstart
+from entropy_trl.quickstart.summary import describe
 from entropy_trl.quickstart.task import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, is_held_out, verify
 from entropy_trl.quickstart.warm_start import draw_batch
 
@@ -73,9 +74,7 @@ def quickstart(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module.task, "countdown_reward", share_of_digits)
 
     def call(*options):
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        code = main(parser.parse_args(list(options)))
+        code = main(["quickstart", *options])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -426,6 +425,7 @@ def test_other_settings_do_not_reuse_a_result(quickstart, tmp_path):
         (["--eval_prompts", "100000"], "ask for fewer"),
         (["--warm_start_steps", "0"], "must be positive"),
         (["--output_dir", "a_file"], "is a file"),
+        (["--output_dir", "a_file/inside"], "nothing can be written there"),
     ],
 )
 def test_bad_options(quickstart, tmp_path, options, message):

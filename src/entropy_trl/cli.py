@@ -82,51 +82,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _quickstart_main(argv: Sequence[str]) -> int:
-    from entropy_trl.quickstart import run
+    from entropy_trl.quickstart import command
 
     parser = argparse.ArgumentParser(
         prog="entropy-trl quickstart",
-        description=f"{COMMANDS['quickstart'][0].upper()}{COMMANDS['quickstart'][1:]}.",
+        description=command.DESCRIPTION,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
-    run.add_arguments(parser)
-    return run.main(parser.parse_args(argv))
+    command.add_arguments(parser)
+    return _checked(parser, argv, command.prepare, command.run)
 
 
 def _evaluate_main(argv: Sequence[str], prog: str = "entropy-trl evaluate") -> int:
     """Evaluates models, or prints earlier results. Returns 0, or 2 for a mistake of the user's."""
     from entropy_trl.evaluation import command
 
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Score models on maths benchmarks by the protocol of arXiv 2505.22617. A run that was interrupted "
-        "goes on where it stopped.",
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=command.DESCRIPTION, allow_abbrev=False)
     command.add_arguments(parser)
-    return _checked(parser, argv, command.prepare, lambda job, _: command.main(job))
+    return _checked(parser, argv, command.prepare, command.run)
 
 
 def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
     """Prints the plan of a run. Returns 0 if it fits, 1 if it does not, 2 for a mistake of the user's."""
     from entropy_trl.plan import command
 
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Compute what a run takes of given hardware. The training configuration is given as to "
-        "`entropy-trl train`: `--config FILE.yaml` and any of its options. Exit code 0: it fits, 1: it does not.",
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=command.DESCRIPTION, allow_abbrev=False)
     command.add_arguments(parser)
     options, rest = parser.parse_known_args(argv)
     try:
         # This machine may have no GPU, where bf16 is refused unless the CPU is asked for.
-        _, training_args, model_args, _ = parse_train_args([*rest, "--use_cpu", "true"], prog, options.gpus)
+        parsed = parse_train_args([*rest, "--use_cpu", "true"], prog, options.gpus)
+        _, options.training_args, options.model_args, _ = parsed
         with _usage_errors(ValueError, ImportError):
-            plan = command.make_plan(options, training_args, model_args)
+            plan = command.prepare(options)
     except UsageError as error:
         return _tell(error, prog)
-    return command.main(plan, options.json)
+    return command.run(plan, options)
 
 
 def _law_main(argv: Sequence[str], prog: str = "entropy-trl law") -> int:

@@ -25,6 +25,7 @@ MOVED = {
         "checkpoint": "saving.checkpoint",
         "hub": "saving.hub",
         "model_card": "saving.model_card",
+        "plan.cost": "plan.memory",
     }.items()
 }
 

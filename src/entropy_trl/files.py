@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -16,3 +17,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """[`write_text`] of a value as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder if need be, and write a file in it that is gone at once: to be called before long work.
+
+    Args:
+        folder (`Path`): the folder.
+        option (`str`): the option that names it, for the message.
+
+    Raises:
+        ValueError: no file can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise ValueError(
+            f"{option} {str(folder)!r}: nothing can be written there ({error}). Give another folder."
+        ) from error

@@ -31,6 +31,12 @@ from entropy_trl.files import write_json, write_text
 from entropy_trl.templates import TEMPLATES
 
 
+DESCRIPTION = (
+    "Score models on maths benchmarks by the protocol of arXiv 2505.22617. A run that was interrupted goes on where it "
+    "stopped."
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `entropy-trl evaluate`."""
     paper = report.published()["columns"]
@@ -230,23 +236,23 @@ def _completions(model: Model, benchmark: str) -> Path:
     return model.folder / "completions" / f"{benchmark}.jsonl"
 
 
-def main(job: Job) -> int:
+def run(prepared: Job, options: argparse.Namespace) -> int:
     """Evaluates, writes and prints. Returns the exit code."""
-    runs = list(job.earlier)
-    for model in job.models:
-        runs.append(_evaluate(job, model))
+    runs = list(prepared.earlier)
+    for model in prepared.models:
+        runs.append(_evaluate(prepared, model))
         print(f"{model.name}\n\n{report.details_table(runs[-1])}\n", flush=True)
-    table = report.scores_table(runs, compare=job.options.compare is not None)
+    table = report.scores_table(runs, compare=options.compare is not None)
     print(table)
-    if job.models:
-        output_dir = Path(job.options.output_dir)
+    if prepared.models:
+        output_dir = Path(options.output_dir)
         with _alone(output_dir):
             # With the models of earlier calls, and of other processes, that are in the folder too.
-            evaluated = {model.name for model in job.models}
-            others = [run for run in report.load_results(str(output_dir)) if run["name"] not in evaluated]
-            runs += [run for run in others if run not in runs]  # --compare may have named them
-            table = report.scores_table(runs, compare=job.options.compare is not None)
-            details = [f"## {run['name']}\n\n{report.details_table(run)}" for run in runs]
+            evaluated = {model.name for model in prepared.models}
+            others = [of for of in report.load_results(str(output_dir)) if of["name"] not in evaluated]
+            runs += [of for of in others if of not in runs]  # --compare may have named them
+            table = report.scores_table(runs, compare=options.compare is not None)
+            details = [f"## {of['name']}\n\n{report.details_table(of)}" for of in runs]
             write_text(output_dir / "results.md", "\n\n".join([table, *details]) + "\n")
     return 0
 

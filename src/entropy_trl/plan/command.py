@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from entropy_trl.plan.cost import GIB, PHASES, model_states
 from entropy_trl.plan.inputs import Hardware, load_sharding, read_run
+from entropy_trl.plan.memory import GIB, PHASES, model_states
 from entropy_trl.plan.model import load_config, model_facts
 from entropy_trl.plan.verdict import Plan, suggest
 
@@ -41,6 +41,12 @@ NETWORK = 50.0
 SCALES = (8, 64, 512, 4096)
 
 
+DESCRIPTION = (
+    "Compute what a run takes of given hardware. The training configuration is given as to `entropy-trl train`: "
+    "`--config FILE.yaml` and any of its options. Exit code 0: it fits, 1: it does not."
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `entropy-trl plan`, beside those of `entropy-trl train`."""
     parser.add_argument("--gpus", type=int, required=True, help="GPUs, one process each")
@@ -61,14 +67,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args: "ModelConfig") -> Plan:
-    """The plan that the command line asks for.
+def prepare(options: argparse.Namespace) -> Plan:
+    """Make the plan that the command line asks for.
+
+    Args:
+        options (`argparse.Namespace`): the options of [`add_arguments`]; and `training_args` (`CovGRPOConfig`) and
+            `model_args` (`ModelConfig`), which the rest of the command line was parsed to as `entropy-trl train` does.
+
+    Returns:
+        [`Plan`]: the plan.
 
     Raises:
         ValueError: an input cannot be had or cannot be planned; in one line.
     """
     from trl import get_peft_config
 
+    training: CovGRPOConfig = options.training_args
+    model_args: ModelConfig = options.model_args
     _check_options(options)
     gpu = GPUS[options.gpu]
     link = gpu.link if options.gpus <= options.gpus_per_node else NETWORK
@@ -80,10 +95,10 @@ def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args
         hbm_bandwidth=_given(options.hbm_bandwidth, gpu.hbm_bandwidth) * 1e9,
         latency=options.latency * 1e-6,
     )
-    run = read_run(training, model_args, options.prompt_length, options.mean_completion_length)
-    if run.vllm_colocate and hardware.gpus % run.vllm_tensor_parallel_size:
+    planned = read_run(training, model_args, options.prompt_length, options.mean_completion_length)
+    if planned.vllm_colocate and hardware.gpus % planned.vllm_tensor_parallel_size:
         raise ValueError(
-            f"vllm_tensor_parallel_size ({run.vllm_tensor_parallel_size}) must divide the GPUs ({hardware.gpus})."
+            f"vllm_tensor_parallel_size ({planned.vllm_tensor_parallel_size}) must divide the GPUs ({hardware.gpus})."
         )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("Quantized weights (load_in_4bit, load_in_8bit) cannot be planned.")
@@ -92,7 +107,7 @@ def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args
         raise ValueError("No model: give --model_name_or_path (a hub id or a folder), or --model_config FILE.")
     config = load_config(name, options.model_config, model_args.model_revision)
     facts = model_facts(name, config, get_peft_config(model_args))
-    return Plan(facts, run, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
+    return Plan(facts, planned, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
 
 
 #: Options that must be above 0 and finite; the others are latency, which may be 0, and mfu, a share.
@@ -124,10 +139,10 @@ def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def main(plan: Plan, as_json: bool = False) -> int:
+def run(prepared: Plan, options: argparse.Namespace) -> int:
     """Print a plan. Returns the exit code: 0 if it fits, 1 if it does not."""
-    print(json.dumps(as_dict(plan), indent=2) if as_json else report(plan))
-    return 0 if plan.fits else 1
+    print(json.dumps(as_dict(prepared), indent=2) if options.json else report(prepared))
+    return 0 if prepared.fits else 1
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
