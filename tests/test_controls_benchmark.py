@@ -45,7 +45,7 @@ def test_methods_have_the_same_budget_and_valid_settings(load, tmp_path):
 def test_the_differences_are_those_of_a_paired_t_test(load):
     generator = np.random.default_rng(0)
     values, baseline = generator.normal(size=(2, 5)).tolist()
-    found, test = load("control_report").mean_difference(values, baseline), stats.ttest_rel(values, baseline)
+    found, test = load("control_data").mean_difference(values, baseline), stats.ttest_rel(values, baseline)
     interval = test.confidence_interval(0.95)
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(
         (interval.low, interval.high)
@@ -56,10 +56,10 @@ def test_the_differences_are_those_of_a_paired_t_test(load):
 def test_equal_differences_have_no_interval(load, values):
     """Not one of no width: accuracies are multiples of 1/1024, so that equal differences are chance."""
     baseline = [value - 0.25 for value in values]
-    found = load("control_report").mean_difference(values, baseline)
+    found = load("control_data").mean_difference(values, baseline)
     assert found.mean == 0.25 and math.isnan(found.half_width)
     methods = {"kl_cov": [{"greedy": v} for v in values], "grpo": [{"greedy": v} for v in baseline]}
-    assert load("control_report")._differences([("kl_cov", "grpo")], methods, "greedy") == ["+0.250"]
+    assert load("control_tables")._differences([("kl_cov", "grpo")], methods, "greedy") == ["+0.250"]
 
 
 def result(case="grpo", seed=0, rate=1e-4, recipe="short", setting=0, **metrics):
@@ -80,8 +80,8 @@ def result(case="grpo", seed=0, rate=1e-4, recipe="short", setting=0, **metrics)
 )
 def test_ahead_and_behind(load, by_cell, behind, ahead):
     margin = 0.01 + 1e-9
-    assert load("control_report").is_behind(by_cell, margin) is behind
-    assert load("control_report").is_ahead(by_cell, margin) is ahead
+    assert load("control_data").is_behind(by_cell, margin) is behind
+    assert load("control_data").is_ahead(by_cell, margin) is ahead
 
 
 def cell_of(**methods):
@@ -107,7 +107,7 @@ COLLAPSED = {"grpo": (0.05, 0.40, 0.45), "clip_random": (0.60, 0.60, 1.0)}  # a 
     ],
 )
 def test_a_preset_is_ahead_of_grpo_and_behind_none(load, methods, best):
-    report = load("control_report")
+    report = load("control_data")
     collapsed = cell_of(**COLLAPSED | methods)
     assert report.has_collapsed(collapsed)
     assert report.presets([collapsed]) == best
@@ -124,7 +124,7 @@ def test_a_preset_is_ahead_of_grpo_and_behind_none(load, methods, best):
 def test_a_seed_that_decides_is_seen(load):
     cell = cell_of(**COLLAPSED | {"clip_cov": (0.35, 0.40, 0.95)})
     cell["clip_cov"] = [*cell["clip_cov"][:2], {"final_entropy": 0.35, "avg@16": 0.34, "pass@16": 0.95}]
-    report = load("control_report")
+    report = load("control_data")
     assert report.presets([cell]) == []
     assert report.presets_without_a_seed([cell]) == [[], [], ["clip_cov"]]
     assert report.presets_without_a_seed([{method: of[:1] for method, of in cell.items()}]) == []
@@ -134,13 +134,13 @@ def test_a_cell_is_shown_when_all_its_runs_are_there(load):
     runs = [(1, "grpo"), (0, "kl_cov"), (0, "grpo"), (1, "kl_cov"), (2, "grpo")]
     report = {"chosen": {"grpo": 0, "kl_cov": 1}, "seeds": [0, 1]}
     results = [result(case, seed) for seed, case in runs]
-    cells = load("control_report").by_cell(report | {"results": [*results, result("grpo", 0, recipe="long")]})
+    cells = load("control_data").by_cell(report | {"results": [*results, result("grpo", 0, recipe="long")]})
     assert list(cells) == [("short", 1e-4)]
     for method, of_method in cells["short", 1e-4].items():
         assert [(r["case"], r["seed"]) for r in of_method] == [(method, 0), (method, 1)]
-    assert load("control_report").by_cell(report | {"results": results[1:]}) == {}
+    assert load("control_data").by_cell(report | {"results": results[1:]}) == {}
     hot = [result(case, seed, rate=6e-4) for seed, case in runs]
-    both = load("control_report").by_cell(report | {"results": [*hot, *results]})
+    both = load("control_data").by_cell(report | {"results": [*hot, *results]})
     assert {cell: {r["rate"] for of in both[cell].values() for r in of} for cell in both} == {
         ("short", 6e-4): {6e-4},
         ("short", 1e-4): {1e-4},
@@ -161,10 +161,10 @@ def test_tuning_takes_the_best_mean_over_both_rates(load):
         made("qae", 2, 1e-4, 0.1, 0.1),
         made("qae", 3, 1e-4, 0.1, 0.1),  # equal: the first
     ]
-    scores = load("control_report").tuning_scores(results)
+    scores = load("control_data").tuning_scores(results)
     assert scores["clip_cov", 0] == pytest.approx({1e-4: 0.65, 6e-4: 0.4})
     results[-3]["pass@16"] = 0.52
-    scores = load("control_report").tuning_scores(results)
+    scores = load("control_data").tuning_scores(results)
     assert load("controls").tuned_settings(scores) == {"clip_cov": 1, "clip_random": 1, "qae": 2}
     assert load("controls").tuned_rate(results) == 1e-4
     assert load("controls").tuned_rate(list(reversed(results[2:]))) == 6e-4
@@ -252,7 +252,7 @@ def test_curves_are_shortened_to_means(load):
 
 
 def test_settings_are_described_by_what_differs(load):
-    cases, describe = load("control_cases").CASES, load("control_report").describe
+    cases, describe = load("control_cases").CASES, load("control_tables").describe
     assert describe(cases["grpo"].settings[0], cases["grpo"].settings) == "epsilon 0.2"
     kl_cov = cases["kl_cov"].settings
     assert describe(kl_cov[1], kl_cov) == "fraction 0.02, coef 1"
@@ -398,7 +398,7 @@ def test_each_part_trains_with_its_rate_length_seeds_and_prompts(two_settings, l
     # the other warm starts
     assert len(made) == 5 + 2 * 2 * 3 - 2 + 3 * 4 * 2 + 4 * 2
     assert report["other_warm_starts"]["seeds"] == [23, 24]
-    assert list(load("control_report").by_cell(report)) == [
+    assert list(load("control_data").by_cell(report)) == [
         ("short", hot),
         ("short", tuned),
         ("long", hot),
