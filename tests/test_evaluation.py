@@ -1,9 +1,11 @@
 """Evaluation: metrics against brute force, scores against a scripted model, the real engine, interruption, training."""
 
+import argparse
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -25,7 +27,7 @@ from entropy_trl.cli import main
 from entropy_trl.evaluation import BENCHMARKS, Sampling, command, get_benchmark, load_benchmark
 from entropy_trl.evaluation.engines import Completion, Encoder, HFEngine, _entropy_of_top, _Sampler
 from entropy_trl.evaluation.metrics import bootstrap_means, group_sizes, interval, majority_at_k, pass_at_k
-from entropy_trl.evaluation.report import published, scores_table
+from entropy_trl.evaluation.report import average, published, scores_table
 from entropy_trl.evaluation.run import evaluate_benchmark, only_writer, read_completions, summarise
 from entropy_trl.rewards import math_reward
 from entropy_trl.smoke import dapo_math_sample, tiny_math_policy
@@ -158,6 +160,51 @@ def test_names_and_files(tmp_path):
             load_benchmark(write_rows(tmp_path / "bad.jsonl", [row]))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "solutions"),
+    [
+        ("a.jsonl", '\ufeff{"problem": "p\u2028", "answer": 123456789012345678901}\n{"problem": "q", "answer": 0.50}',
+         ["123456789012345678901", "0.50"]),
+        ("a.jsonl", '{"problem": "p", "answer": [18446744073709551616, 7]}\n', ["18446744073709551616, 7"]),
+        ("a.json", '[{"problem": "p", "answer": 9007199254740993}, {"problem": "q", "answer": "1/2"}]',
+         ["9007199254740993", "1/2"]),
+        ("a.json", '{"problem": ["p"], "answer": [1e400]}', ["1e400"]),
+        ("a.csv", "problem,answer\np,123456789012345678901\n\"q\nr\",007\n", ["123456789012345678901", "007"]),
+    ],
+)  # fmt: skip
+def test_numbers_stay_as_they_are_written(name, text, solutions, tmp_path):
+    """Floats of 64 bits would make a reference that no answer equals."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    rows = load_benchmark(str(tmp_path / name))
+    assert rows["solution"] == solutions
+    answers = [rf"\boxed{{{solution}}}" for solution in solutions]
+    if name == "a.csv":
+        assert math_reward(answers, solution=solutions, answer_format=["boxed"] * 2) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"problem": "p", "answer": 1}\n{', "line 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "nested too deeply"),
+        ("a.jsonl", b'{"problem": "p", "answer": 1}\n[1]', "row or line 2 holds no fields"),
+        ("a.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("a.jsonl", b'{"problem": {"a": 1}, "answer": 1}', "row 0 is .* not a text"),
+        ("a.jsonl", b'{"problem": "\\ud800", "answer": 1}', "half of a surrogate pair"),
+        ("a.json", b"[]", "no rows"),
+        ("a.json", b"3", "row or line 1 holds no fields"),
+        ("a.json", b'{"problem": ["a"], "answer": []}', "different lengths"),
+        ("a.csv", b"problem,answer\n1,2,3\n", "line 2 is damaged"),
+        ("a.csv", b'problem,answer\n"', "unexpected end of data"),
+        ("a.csv", b" \n", "is empty"),
+    ],
+)
+def test_a_damaged_file_of_problems_is_told(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_benchmark(str(tmp_path / name))
+
+
 def test_no_problem_is_left_out(tmp_path, caplog):
     rows = [{"problem": "1+1?", "answer": "2"}] * 2 + [{"problem": "Why?", "answer": "no maths at all {"}]
     rows.append({"problem": "Solve.", "final_answer": ["1", "2"]})
@@ -176,7 +223,12 @@ def test_no_problem_is_left_out(tmp_path, caplog):
     [
         ({"samples": 0}, "at least 1"),
         ({"samples": 4}, "4 greedy samples"),
+        ({"samples": 10**24, "temperature": 1}, "at most 100,000"),
         ({"temperature": -1}, "not be negative"),
+        ({"temperature": float("nan")}, "finite"),
+        ({"temperature": float("inf")}, "finite"),
+        ({"temperature": 1e-300}, "at least 0.01"),
+        ({"temperature": 1, "top_p": float("nan")}, "top_p"),
         ({"temperature": 1, "top_p": 0}, "top_p"),
     ],
 )
@@ -576,6 +628,16 @@ def test_mistakes_are_one_line(argv, message, model_folder, sample_file, tmp_pat
     [
         (("--model", "org/name={model}"), "the name 'org/name' cannot be"),
         (("--model", "..={model}"), "the name '..' cannot be"),
+        (("--model", "results.md={model}"), "the name 'results.md' cannot be"),
+        (("--model", "a\x1b={model}"), "the name 'a\\x1b' cannot be"),
+        (("--model", "x="), "'x=' names no model"),
+        (("--output_dir", "{file}"), "nothing can be written there"),
+        (("--output_dir", "{file}/inside"), "nothing can be written there"),
+        (("--engine_kwargs", '{{"nope": 3}}'), "unexpected keyword argument 'nope'"),
+        (("--engine_kwargs", '{{"name": "x"}}'), "--engine_kwargs cannot set name"),
+        (("--chat_template_kwargs", '{{"tokenize": false}}'), "--chat_template_kwargs cannot set tokenize"),
+        (("--chat_template_kwargs", '{{"tools": 3}}'), "chat template"),
+        (("--chat_template", "nowhere"), "--chat_template 'nowhere' cannot be read"),
         (("--benchmarks", "../b={file}"), "the name '../b' cannot be"),
         (("--engine_kwargs", "[1]"), "'[1]' is not a JSON mapping"),
         (("--chat_template_kwargs", "[" * 100_000), "is not JSON"),
@@ -605,6 +667,78 @@ def test_damaged_results_of_a_neighbour_are_told_first(text, model_folder, sampl
     assert run("--model", model_folder, "--benchmarks", sample_file, "--output_dir", str(tmp_path / "out")) == 2
     assert f"{file} is damaged" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/completions/*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("adapter_config.json", "{", "adapter_config.json is damaged: it is not JSON"),
+        ("adapter_config.json", "[]", "adapter_config.json is damaged: it holds a list"),
+        ("adapter_config.json", '{"base_model_name_or_path": 3}', "names no base_model_name_or_path"),
+        ("adapter_config.json", '{"base_model_name_or_path": "/nowhere"}', "there is no such folder"),
+        ("config.json", "\0" * 9, "config.json is damaged"),
+        ("config.json", '{"model_type": "qwen2", "hidden_size": "big"}', "expected int"),
+        ("tokenizer.json", "{}", "KeyError: 'added_tokens'"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "BPE"}}', "makes no token of a prompt"),
+        ("tokenizer_config.json", '{"tokenizer_class": 7}', "tokenizer cannot be loaded"),
+        ("chat_template.jinja", "{% for", "TemplateSyntaxError"),
+        ("model.safetensors", "\0" * 5000, "model.safetensors is damaged"),
+    ],
+)
+def test_damaged_model_files_are_told_first(name, text, message, model_folder, sample_file, tmp_path, capsys):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    (model / name).write_text(text)
+    assert run("--model", str(model), "--benchmarks", sample_file, "--output_dir", str(tmp_path / "out")) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("entropy-trl evaluate: error: ") and message in line
+
+
+def test_a_second_process_is_refused_before_it_loads_a_model(model_folder, sample_file, tmp_path, capsys):
+    """However short after the first one it is started: the locks are held from the checks to the end."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    argv = [
+        "--model",
+        f"m={model_folder}",
+        "--benchmarks",
+        sample_file,
+        "--output_dir",
+        str(tmp_path),
+        "--engine",
+        "hf",
+    ]
+    options = parser.parse_args([*argv, "--max_tokens", "12"])
+    first = command.prepare(options)
+    assert run(*argv) == 2
+    assert "Another process is writing" in capsys.readouterr().err
+    assert command.run(first, options) == 0
+    assert run(*argv) == 0
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]\n", b'{"problem": 0, "sample": 0}\n', b"\xff\n", b"[" * 100_000 + b"\n"])
+def test_damaged_completions_of_another_benchmark_cost_the_mean_alone(line, tmp_path, caplog):
+    columns = published()["columns"]
+    record = {"problem": 0, "sample": 0, "correct": True, "answer": "1", "text": "1", "length": 1, "truncated": False}
+    for name in columns:
+        write_rows(tmp_path / "completions" / f"{name}.jsonl", [record | {"entropy": 0.5}])
+    results = {"benchmarks": {name: {"accuracy": 1.0} for name in columns}}
+    assert average(results, tmp_path)["accuracy"] == 1
+    damaged = tmp_path / "completions" / "minerva.jsonl"
+    damaged.write_bytes(damaged.read_bytes() + line)
+    assert average(results, tmp_path) is None
+    assert f"{damaged} is damaged: line 2" in caplog.text
+
+
+def test_damaged_settings_start_again_with_overwrite(rows, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("x\n")
+    file.with_suffix(".settings.json").write_text("{")
+    rows = rows.remove_columns("answer_format").add_column("answer_format", ["boxed"] * len(rows))
+    options = {"name": "sample", "progress": False}
+    with pytest.raises(ValueError, match="is damaged: it is not JSON"):
+        evaluate_benchmark(Scripted(rows, lambda row, sample: True, 8), rows, SAMPLING, file, **options)
+    engine = Scripted(rows, lambda row, sample: True, 8)
+    assert evaluate_benchmark(engine, rows, SAMPLING, file, overwrite=True, **options)["accuracy"] == 1
 
 
 def test_one_process_writes_a_file_of_completions(tmp_path):

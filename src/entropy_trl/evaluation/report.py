@@ -1,6 +1,7 @@
 """Results as tables like the paper's, alone and beside the published ones."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ Results = dict[str, Any]
 
 RESULTS = "results.json"
 
+logger = logging.getLogger(__name__)
+
 
 def published() -> dict[str, Any]:
     """The published table: `columns`, `rows` (scores in percent) and `source`."""
@@ -25,7 +28,10 @@ def published() -> dict[str, Any]:
 
 
 def average(results: Results, folder: Path) -> dict[str, Any] | None:
-    """The plain mean of the accuracies on the paper's seven benchmarks, with its interval; None if one is missing."""
+    """The plain mean of the accuracies on the paper's seven benchmarks, with its interval.
+
+    None if one of them is missing, or if its completions are, which the interval is made of.
+    """
     columns = published()["columns"]
     benchmarks = results["benchmarks"]
     if not set(columns) <= set(benchmarks):
@@ -33,7 +39,12 @@ def average(results: Results, folder: Path) -> dict[str, Any] | None:
     means = []
     for name in columns:
         scores: dict[int, list[bool]] = {}
-        for record in read_completions(folder / "completions" / f"{name}.jsonl"):
+        try:
+            records = read_completions(folder / "completions" / f"{name}.jsonl")
+        except (ValueError, OSError) as error:
+            logger.warning("The mean of the seven benchmarks is left out: %s", error)
+            return None
+        for record in records:
             scores.setdefault(record["problem"], []).append(record["correct"])
         means.append(bootstrap_means([sum(right) / len(right) for right in scores.values()], name))
     accuracy = sum(benchmarks[name]["accuracy"] for name in columns) / len(columns)
