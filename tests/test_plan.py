@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from entropy_trl import KLCov
+from entropy_trl import KLCov, config_checks
 from entropy_trl.cli import _plan_main, main, parse_train_args
 from entropy_trl.controls import CONTROLS
 from entropy_trl.plan.inputs import Hardware, Sharding, load_sharding, read_run
@@ -681,12 +681,56 @@ def test_json(capsys):
         (("--gpus", "0"), "--gpus"),
         (("--load_in_4bit", "true"), "load_in_4bit"),
         (("--accelerate_config", str(CONFIGS / "accelerate" / "single_gpu.yaml")), "one process"),
+        *((("--" + name, "0"), f"`{name}` must be at least 1, got 0") for name in config_checks._COUNTS),
+        (("--num_iterations", "-3"), "`num_iterations` must be at least 1, got -3"),
+        (("--max_completion_length", "1000000000000000"), "cannot be planned with these lengths"),
+        (("--max_completion_length", "9" * 30), "cannot be planned with these lengths"),
+        *(
+            (("--vllm_gpu_memory_utilization", share), "must lie in (0, 1]")
+            for share in ("nan", "-1", "0", "1.5", "inf")
+        ),
+        (("--vllm_mode", "none"), "Unknown `vllm_mode` 'none'"),
+        *((("--beta", beta), "`beta` must be finite") for beta in ("nan", "-1", "inf")),
+        *((("--temperature", value), "`temperature` must be positive") for value in ("nan", "0")),
+        (("--gpu_memory", "1e308"), "must lie between"),
+        (("--hbm_bandwidth", "1e-320"), "must lie between"),
     ],
 )
 def test_mistakes(capsys, arguments, says):
     assert command(*arguments) == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("entropy-trl plan: error: ") and says in last
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "text", "says"),
+    [
+        *(("--model_config", "config.json", text, "no model_type") for text in ("[]", "3", "{}", '{"model_type": 3}')),
+        ("--model_config", "config.json", "[" * 100_000, "cannot be read"),
+        ("--model_config", "config.json", json.dumps({"model_type": "qwen2", "hidden_size": "x"}), "expected int"),
+        *(("--model_config", "config.json", json.dumps({"model_type": "qwen2"} | SMALL | {key: value}), f"{key} of its")
+          for key, value in (("hidden_size", 0), ("num_attention_heads", 0), ("vocab_size", 10**30))),
+        ("--model_config", "config.json", json.dumps({"model_type": "qwen2"} | SMALL | {"hidden_act": "no"}), "'no'"),
+        *(("--accelerate_config", "a.yaml", text, "cannot be read") for text in ("{", "- 1", "", "a: 3: 4")),
+        ("--accelerate_config", "a.yaml", "distributed_type: DEEPSPEED\ndeepspeed_config: 3\n", "must be a mapping"),
+        ("--accelerate_config", "a.yaml", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 7}", "stage 7"),
+        *(("--deepspeed", "ds.json", text, "DeepSpeed configuration")
+          for text in ("{", "[]", "3", '{"zero_optimization": 3}', '{"zero_optimization": {"stage": 9}}',
+                       '{"zero_optimization": {"stage": 3, "offload_param": 3}}', "[" * 100_000)),
+    ],
+)  # fmt: skip
+def test_damaged_files(option, name, text, says, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    argv = [] if option == "--model_config" else ["--model_config", str(DATA / "qwen2.5-0.5b.json")]
+    assert main(["plan", "--gpus", "2", *argv, option, str(tmp_path / name)]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("entropy-trl plan: error: ") and says in last
+
+
+def test_zero3_gathers_nothing_of_a_model_of_small_parameters(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(Qwen2Config(**SMALL).to_dict()))
+    assert main(["plan", "--gpus", "3", "--model_config", str(tmp_path / "config.json"), "--json"]) == 0
+    assert "parameters" not in [line["name"] for line in json.loads(capsys.readouterr().out)["communication"]]
 
 
 @pytest.mark.parametrize("layers", [1, 2])

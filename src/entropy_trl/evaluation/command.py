@@ -20,7 +20,7 @@ from entropy_trl.data import DEFAULT_TEMPLATE
 from entropy_trl.evaluation import report
 from entropy_trl.evaluation.benchmarks import BENCHMARKS, Benchmark, Sampling, get_benchmark, load_benchmark
 from entropy_trl.evaluation.engines import Encoder, Engine, HFEngine, VLLMEngine, load_encoder
-from entropy_trl.evaluation.model_files import check_model_files, told_of
+from entropy_trl.evaluation.model_files import check_model_files
 from entropy_trl.evaluation.run import (
     check_settings,
     evaluate_benchmark,
@@ -30,6 +30,7 @@ from entropy_trl.evaluation.run import (
     run_settings,
 )
 from entropy_trl.files import check_writable, write_json, write_text
+from entropy_trl.mistakes import told_of
 from entropy_trl.templates import TEMPLATES
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from entropy_trl.mistakes import told_of
 from entropy_trl.plan.inputs import Hardware, load_sharding, read_run
 from entropy_trl.plan.memory import GIB, PHASES, model_states
 from entropy_trl.plan.model import load_config, model_facts
@@ -107,7 +108,10 @@ def prepare(options: argparse.Namespace) -> Plan:
         raise ValueError("No model: give --model_name_or_path (a hub id or a folder), or --model_config FILE.")
     config = load_config(name, options.model_config, model_args.model_revision)
     facts = model_facts(name, config, get_peft_config(model_args))
-    return Plan(facts, planned, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
+    plan = Plan(facts, planned, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
+    with told_of(f"{name} cannot be planned with these lengths and batches"):
+        _ = plan.items, plan.seconds()  # both are kept: what cannot be computed is told before the first line
+    return plan
 
 
 #: Options that must be above 0 and finite; the others are latency, which may be 0, and mfu, a share.
@@ -123,16 +127,26 @@ _POSITIVE = (
 )
 
 
+#: No number of a machine or a run is beyond it, or below its inverse, where sums overflow.
+_MOST = 1e9
+
+
 def _check_options(options: argparse.Namespace) -> None:
     """Raises ValueError unless each number can be one of a machine or a run."""
     for name in _POSITIVE:
         value = getattr(options, name)
         if value is not None and not (value > 0 and value < math.inf):
             raise ValueError(f"--{name} must be positive and finite, got {value:g}. Leave it out for the default.")
+        if value is not None and not 1 / _MOST <= value <= _MOST:
+            raise ValueError(f"--{name} must lie between {1 / _MOST:g} and {_MOST:g}, got {value:g}.")
     if not 0 < options.mfu <= 1:
         raise ValueError(f"--mfu must lie in (0, 1], got {options.mfu:g}: it is the share of the peak that is reached.")
+    if options.mfu < 1 / _MOST:
+        raise ValueError(f"--mfu must be at least {1 / _MOST:g}, got {options.mfu:g}.")
     if not 0 <= options.latency < math.inf:
         raise ValueError(f"--latency must be finite and not negative, got {options.latency:g}.")
+    if options.latency > _MOST:
+        raise ValueError(f"--latency must be at most {_MOST:g}, got {options.latency:g}.")
 
 
 def _given(value: float | None, default: float) -> float:

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
+from entropy_trl.mistakes import told_of
+
 
 #: DeepSpeed keeps a parameter of up to this many elements whole on every rank (`stage3_param_persistence_threshold`).
 PERSISTENT = 100_000
@@ -75,12 +77,14 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
     try:
         if file is not None:
             values = json.loads(Path(file).read_text())
-            config = AutoConfig.for_model(values.pop("model_type"), **values)
+            if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+                raise ValueError("it has no model_type")
+            with told_of("its values are wrong"):
+                config = AutoConfig.for_model(values.pop("model_type"), **values)
         else:
-            config = AutoConfig.from_pretrained(name, revision=revision)
-    except KeyError as error:
-        raise ValueError(f"--model_config: {file} is not a model's config.json: it has no model_type.") from error
-    except (OSError, ValueError) as error:
+            with told_of("its values are wrong"):
+                config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, RecursionError) as error:
         if file is not None:
             raise ValueError(f"--model_config: {file} cannot be read as a model's config.json ({error}).") from error
         raise ValueError(
@@ -89,6 +93,10 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
         ) from error
     if getattr(config, "num_hidden_layers", None) is None or getattr(config, "vocab_size", None) is None:
         raise ValueError(f"{name}: only decoder-only text models can be planned, got a {type(config).__name__}.")
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        value = getattr(config, key, None)
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise ValueError(f"{name}: {key} of its configuration must be a count, got {value!r}.")
     if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise ValueError(f"{name}: mixtures of experts cannot be planned, only dense models.")
     return config
@@ -96,14 +104,15 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
 
 def model_facts(name: str, config: Any, peft_config: Any = None) -> ModelFacts:
     """Counts of the model that `config` describes, built on the meta device; with the adapter of `peft_config`."""
-    with init_empty_weights():
+    with init_empty_weights(), told_of(f"{name}: the model of its configuration cannot be made"):
         model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     _, (largest, _) = calculate_maximum_sizes(model)  # accelerate's: bytes, here of float32
     model.tie_weights()
     if peft_config is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
+        with told_of(f"{name}: its adapter cannot be made"):
+            model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
     sizes = [p.numel() for p in model.parameters()]
     head = model.get_output_embeddings()
     linear = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head]

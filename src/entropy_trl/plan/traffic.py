@@ -82,7 +82,8 @@ def communication(model: ModelFacts, run: Run, sharding: Sharding, gpus: int) ->
     lines = []
 
     def add(name: str, operation: str, size: float, messages: int, times: int) -> None:
-        lines.append(Traffic(name, operation, size / messages, messages * times))
+        if messages:  # ZeRO-3 gathers no module of a model whose parameters are all small
+            lines.append(Traffic(name, operation, size / messages, messages * times))
 
     if sharding.kind == "zero3":
         # A module is gathered for each use: forward, recomputation, backward; not where DeepSpeed still holds it.
