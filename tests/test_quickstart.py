@@ -234,6 +234,10 @@ def test_warm_start_is_stored(tmp_path):
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
     assert torch.equal(model.lm_head.weight, warm_up(config).lm_head.weight)
     assert len(tokenizer) == 20
+    for name in ("warm_start.json", "model.safetensors", "config.json"):  # damaged by an interruption: made again
+        (folder / name).write_bytes(b"{")
+        again, _, _ = load_or_warm_up(config, tmp_path)
+        assert torch.equal(model.lm_head.weight, again.lm_head.weight)
     load_or_warm_up(WarmStartConfig(seed=3, steps=4, noisy_steps=1, batch_size=8), tmp_path)
     assert len(list((tmp_path / "warm_start").iterdir())) == 2
 
@@ -407,9 +411,27 @@ def test_other_settings_do_not_reuse_a_result(quickstart, tmp_path):
     assert "stored with other settings (warm_start), starts again" in out
     _, out, _ = quickstart(*options, "--rollouts", "2", "--warm_start_seed", "1")
     assert "finished before, kept" in out
-    (tmp_path / "runs/quickstart/short/grpo-seed0/settings.json").unlink()
+    run = tmp_path / "runs/quickstart/short/grpo-seed0"
+    (run / "settings.json").unlink()
     _, out, _ = quickstart(*options, "--rollouts", "2", "--warm_start_seed", "1")
     assert "GRPO, seed 0: stored with unknown settings, starts again" in out
+    # Files that an interruption or a full disk damaged: what they hold is made again.
+    settings = json.loads((run / "settings.json").read_text())
+    for name, text in [("settings.json", "{"), ("settings.json", "[]"), ("settings.json", "[" * 100_000)]:
+        (run / name).write_text(text)
+        assert run_module._why_not_reusable(run, settings) == "stored with unknown settings"
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert run_module._why_not_reusable(run, settings) is None
+    for name, text in [
+        ("train_log.jsonl", "{"),
+        ("train_log.jsonl", "3\n"),
+        ("result.json", "{}"),
+        ("result.json", "["),
+    ]:
+        before = (run / name).read_text()
+        (run / name).write_text(text)
+        assert "stored with a damaged result" in run_module._why_not_reusable(run, settings)
+        (run / name).write_text(before)
 
 
 @pytest.mark.parametrize(
@@ -426,10 +448,21 @@ def test_other_settings_do_not_reuse_a_result(quickstart, tmp_path):
         (["--warm_start_steps", "0"], "must be positive"),
         (["--output_dir", "a_file"], "is a file"),
         (["--output_dir", "a_file/inside"], "nothing can be written there"),
+        (["--seeds", "9" * 30], "above 4,294,967,295"),
+        (["--warm_start_seed", "9" * 30], "above 4,294,967,295"),
+        (["--rollouts", "9" * 30], "must be at most"),
+        (["--warm_start_steps", "9" * 30], "must be at most"),
+        (["--output_dir", "blocked"], "is a folder, and a file of that name is written"),
+        (["--output_dir", "blocked", "--recipe", "long", "--no-plot"], "is a file, and a run goes to a folder"),
     ],
 )
 def test_bad_options(quickstart, tmp_path, options, message):
     (tmp_path / "a_file").write_text("")
+    if options[-1] == "blocked":
+        (tmp_path / "blocked" / "summary.json").mkdir(parents=True)
+    elif "blocked" in options:
+        (tmp_path / "blocked" / "long").mkdir(parents=True)
+        (tmp_path / "blocked" / "long" / "grpo-seed0").write_text("")
     code, out, err = quickstart(*options)
     assert code == 2
     assert out == ""

@@ -10,6 +10,11 @@ from entropy_trl.quickstart.recipe import METHODS, RECIPES, Recipe
 from entropy_trl.quickstart.warm_start import WarmStartConfig
 
 
+MOST_SEEDS = 2**32
+"""NumPy's generator takes none above."""
+MOST_STEPS = 1_000_000
+
+
 @dataclass(frozen=True)
 class Options:
     """What to run; see `run_quickstart`."""
@@ -30,12 +35,15 @@ class Options:
         if unknown:
             raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
         _check_list("seeds", self.seeds)
-        if min(self.seeds) < 0 or self.warm_start_seed < 0:
-            raise ValueError("a seed is negative; seeds are integers from 0")
+        if not all(0 <= seed < MOST_SEEDS for seed in (*self.seeds, self.warm_start_seed)):
+            raise ValueError(f"a seed is negative or above {MOST_SEEDS - 1:,}; seeds are integers from 0")
         if self.recipe not in RECIPES:
             raise ValueError(f"unknown recipe {self.recipe!r}; choose from {', '.join(RECIPES)}")
         if self.rollouts is not None and self.rollouts < 1:
             raise ValueError(f"rollouts={self.rollouts} must be at least 1")
+        for name in ("rollouts", "warm_start_steps"):
+            if (getattr(self, name) or 0) > MOST_STEPS:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {MOST_STEPS:,}")
         if self.eval_prompts < 1:
             raise ValueError(f"eval_prompts={self.eval_prompts} must be at least 1")
         task.held_out_prompts(self.eval_prompts)  # refuses more than there are
@@ -44,6 +52,18 @@ class Options:
             raise ValueError(f"output_dir {self.output_dir} is a file; give a folder")
         if self.plot and importlib.util.find_spec("matplotlib") is None:
             raise ValueError("the picture needs matplotlib: pip install 'entropy-trl[plot]', or give --no-plot")
+        for folder in (self.run_folder(method, seed) for method in self.methods for seed in self.seeds):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"{folder} is a file, and a run goes to a folder of that name; move it away")
+        for name in ("summary.json", "quickstart.png", "report.html", "report.json"):
+            if (self.output_dir / name).is_dir():
+                raise ValueError(
+                    f"{self.output_dir / name} is a folder, and a file of that name is written; move it away"
+                )
+
+    def run_folder(self, method: str, seed: int) -> Path:
+        """Where a run's results and checkpoints go."""
+        return self.output_dir / self.recipe / f"{method}-seed{seed}"
 
     def resolved_recipe(self) -> Recipe:
         recipe = RECIPES[self.recipe]

@@ -111,8 +111,7 @@ def training_arguments(method: str, recipe: Recipe, seed: int, output_dir: Path)
             "max_tokens": 2000,
             "entropy_change": True,
         },
-        # A resumed run repeats an uninterrupted one only from the end of a rollout: TRL does not save the rollout.
-        # Saving where the curve is evaluated keeps the curve whole too.
+        # Where the curve is evaluated, so that a run that resumes there evaluates at the same updates.
         "save_strategy": "steps",
         "save_steps": 3 * steps_between_evaluations(recipe.rollouts),
         "save_total_limit": 1,

@@ -150,7 +150,7 @@ def _write_report(options: Options) -> None:
     from entropy_trl.analysis.runs import read_run
 
     runs = [
-        replace(read_run(options.output_dir / options.recipe / f"{method}-seed{seed}"), name=LABELS[method])
+        replace(read_run(options.run_folder(method, seed)), name=LABELS[method])
         for method in options.methods
         for seed in options.seeds
     ]
@@ -171,7 +171,7 @@ def _one_thread() -> Iterator[None]:
 def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> dict[str, Any]:
     """Train and evaluate one method with one seed, or read the stored result."""
     label = f"{LABELS[method]}, seed {seed}"
-    folder = options.output_dir / options.recipe / f"{method}-seed{seed}"
+    folder = options.run_folder(method, seed)
     recipe = options.resolved_recipe()
     arguments = training_arguments(method, recipe, seed, folder)
     settings: dict[str, Any] = {
@@ -219,14 +219,33 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
 
 def _why_not_reusable(folder: Path, settings: dict[str, Any]) -> str | None:
     """What forbids to use a run's folder: its settings are unknown or differ from `settings`. None if nothing does."""
-    path = folder / "settings.json"
-    if not path.exists():
+    try:
+        stored = json.loads((folder / "settings.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return "stored with unknown settings"
-    stored = json.loads(path.read_text())
+    if not isinstance(stored, dict):
+        return "stored with unknown settings"
     changed = sorted(name for name in stored.keys() | settings.keys() if stored.get(name) != settings.get(name))
-    return f"stored with other settings ({', '.join(changed)})" if changed else None
+    if changed:
+        return f"stored with other settings ({', '.join(changed)})"
+    if (folder / "result.json").exists():
+        try:
+            _read_run(folder)
+        except (OSError, ValueError, RecursionError) as error:
+            return f"stored with a damaged result ({error})"
+    return None
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
+    """The metrics and the log of a finished run.
+
+    Raises:
+        ValueError, OSError: one of them is damaged or missing.
+    """
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().strip().split("\n")]
-    return {"metrics": json.loads((folder / "result.json").read_text()), "log": log}
+    metrics = json.loads((folder / "result.json").read_text())
+    if not isinstance(metrics, dict) or not all(type(metrics.get(name)) in (int, float) for name in TABLE_COLUMNS):
+        raise ValueError(f"{folder / 'result.json'} does not have {', '.join(TABLE_COLUMNS)}")
+    if not all(isinstance(entry, dict) for entry in log):
+        raise ValueError(f"{folder / 'train_log.jsonl'} has a line that is no entry of a log")
+    return {"metrics": metrics, "log": log}

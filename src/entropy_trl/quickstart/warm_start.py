@@ -8,6 +8,7 @@ much larger than pass@1), which is what RL with verifiable rewards needs, and it
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from entropy_trl.quickstart import task
 
@@ -143,7 +145,8 @@ def load_or_warm_up(
     """
     tokenizer = task.build_tokenizer()
     folder = output_dir / "warm_start" / f"seed{config.seed}-{warm_start_key(config)}"
-    if not (folder / INFO_FILE).exists():
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         start = time.perf_counter()
         model = warm_up(config)
         info = {"config": asdict(config), "seconds": time.perf_counter() - start}
@@ -160,6 +163,17 @@ def load_or_warm_up(
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     seconds = float(json.loads((folder / INFO_FILE).read_text())["seconds"])
     return model, tokenizer, seconds
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a stored warm start is there and can be read; it is made again if not."""
+    try:
+        seconds = json.loads((folder / INFO_FILE).read_text())["seconds"]
+        Qwen2Config.from_pretrained(folder)
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return type(seconds) is float
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
 
 
 def warm_start_policy() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
