@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import untrained_policy
+from prepared_python import prepared_python
 from safetensors.torch import load_file
 
 from entropy_trl import __version__
@@ -41,7 +42,13 @@ def run_python(*arguments, cwd=REPOSITORY):
         "CUDA_VISIBLE_DEVICES": "",
     }
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [prepared_python(), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

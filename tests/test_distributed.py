@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prepared_python import prepared_python
 
 from entropy_trl.analysis.records import read_records
 
@@ -29,7 +30,7 @@ def run(out: Path, processes: int, accelerate_config="ddp", **job):
     """Launch tests/distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
     out.mkdir()
     folder = Path(__file__).parent
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command = [prepared_python(), "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--config_file", str(CONFIGS / f"{accelerate_config if processes > 1 else 'single_gpu'}.yaml")]
     command += ["--main_process_port", "0", "--dynamo_backend", "no"]
     command += [str(folder / "distributed_job.py"), str(out), json.dumps(job)]

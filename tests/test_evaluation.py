@@ -9,7 +9,6 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from importlib.resources import files
@@ -19,6 +18,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from prepared_python import prepared_python
 from transformers import GenerationConfig
 
 from entropy_trl import CovGRPOTrainer
@@ -452,7 +452,7 @@ def test_killed_run_goes_on_to_the_same_file(policy, rows, tmp_path):
     file = tmp_path / "killed.jsonl"
     arguments = [str(Path(__file__).parent), str(tmp_path / "rows"), str(file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True)
+    process = subprocess.run([prepared_python(), "-c", KILLED, *arguments], env=environment, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
     torn = file.read_bytes()
     assert torn.count(b"\n") == 16 and not torn.endswith(b"\n")

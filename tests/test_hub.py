@@ -22,6 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
 from peft import LoraConfig, PeftModel
+from prepared_python import prepared_python
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
@@ -622,7 +623,7 @@ def train_arguments(out):
 
 
 def launch_two(hub, out):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+    command = [prepared_python(), "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
     command += ["--num_processes", "2", "--main_process_port", "0", "train.py", *train_arguments(out)]
     return subprocess.run(
         command,

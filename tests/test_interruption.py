@@ -3,11 +3,11 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from prepared_python import prepared_python
 from safetensors.torch import load_file
 
 from entropy_trl.saving.manifest import why_incomplete
@@ -40,7 +40,7 @@ ARGUMENTS = {
 
 def start(out, place="never", step=0, rank=0, processes=1, **arguments):
     """Run tests/interrupted_job.py; returns the finished process."""
-    command = [sys.executable]
+    command = [prepared_python()]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(TESTS / "interrupted_job.py"), place, str(step), str(rank), "--output_dir", str(out)]

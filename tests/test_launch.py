@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prepared_python import prepared_python
 from safetensors.torch import load_file
 from test_distributed import skip_without_deepspeed
 
@@ -55,7 +56,7 @@ def training_arguments(name, model, out):
 
 
 def launch(name, model, out, *arguments):
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [prepared_python(), "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml")]
     command += ["--num_processes", "1" if name == "single_gpu" else "2", "--main_process_port", "0"]
     command += [str(TESTS / "launched_train.py") if name == "fsdp2" else "train.py"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import untrained_policy
+from prepared_python import prepared_python
 from test_rivals import logged
 
 from entropy_trl import EntropyControl, KLCov, TokenEdit, build_control
@@ -172,7 +173,7 @@ def test_in_a_new_process(tmp_path, request):
         "def policy():\n    return build_model(seed=0), build_tokenizer()\n"
         "def reward(completions, **kwargs):\n    return [float(len(c)) for c in completions]\n",
     )
-    command = [sys.executable, str(request.config.rootpath / "train.py"), "--config", "run.yaml"]
+    command = [prepared_python(), str(request.config.rootpath / "train.py"), "--config", "run.yaml"]
     environment = os.environ | {"PYTHONPATH": str(request.config.rootpath / "src"), "OMP_NUM_THREADS": "1"}
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 240}
     done = subprocess.run(command, check=False, **options)

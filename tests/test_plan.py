@@ -16,6 +16,7 @@ import pytest
 import torch
 import trl.kernels.chunked_logprob as chunked
 from accelerate.commands.estimate import estimate_training_usage
+from prepared_python import prepared_python
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -452,7 +453,7 @@ def test_generation_reads_weights_and_cache():
 def launch(out, sharding, **job):
     """Two real processes of tests/plan_job.py; what the first of them sent and holds."""
     out.mkdir()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--dynamo_backend", "no"]
+    command = [prepared_python(), "-m", "accelerate.commands.launch", "--num_processes", "2", "--dynamo_backend", "no"]
     command += ["--config_file", str(CONFIGS / "accelerate" / f"{sharding}.yaml"), "--main_process_port", "0"]
     command += [str(Path(__file__).parent / "plan_job.py"), str(out), json.dumps({"model": TINY, **CASE, **job})]
     environment = os.environ | {
