@@ -22,8 +22,7 @@ from entropy_trl.rewards import ANSWER_FORMATS, MathReward, accepts_itself, fina
 
 
 ROOT = Path(__file__).parents[1]
-#: Nothing but a limit from outside ends a comparison with this: the arithmetic holds Python's lock.
-ENDLESS = "\\boxed{9^{9^{9^9}}}"
+ENDLESS = "\\boxed{x^{999}}"  # where `endless_workers` is used
 HARD = ("\\boxed{x + 1}", "1 + x")  # right, and a worker is needed to tell
 
 
@@ -47,6 +46,23 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+#: Nothing but a limit from outside ends this comparison: the arithmetic holds Python's lock.
+HANG = """
+    from entropy_trl.rewards import equality
+
+    verify = equality.verify
+    equality.verify = lambda answer, reference: str(9**9**9**9) if answer == "x^{999}" else verify(answer, reference)
+"""
+
+
+@pytest.fixture
+def endless_workers(tmp_path, monkeypatch):
+    """Worker processes hang in `ENDLESS`. No comparison does by itself, so they import a start-up file that does."""
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(HANG))
+    monkeypatch.syspath_prepend(tmp_path)  # the workers find what this process finds
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # and so do those of a script
 
 
 # What is read as the answer
@@ -361,12 +377,12 @@ def test_imports_no_torch():
     assert done.stdout.split("\n")[:2] == ["[]", "False False"]
 
 
-def test_a_comparison_that_hangs():
+def test_a_comparison_that_hangs(endless_workers):
     """It earns nothing, is counted, and delays no other one by more than its limit."""
     metrics = {}
     reward = MathReward(workers=2, time_limit=1.5)
-    completions = [HARD[0], ENDLESS, *(box(f"x + {n}") for n in range(6)), ENDLESS.replace("9", "8"), "none", box("x+")]
-    solution = [HARD[1], "2", *(f"{n} + x" for n in range(6)), "2", "2", "x"]
+    completions = [HARD[0], ENDLESS, *(box(f"x + {n}") for n in range(6)), ENDLESS, "none", box("x+")]
+    solution = [HARD[1], "2", *(f"{n} + x" for n in range(6)), "3", "2", "x"]
     rewards = reward(completions, solution, log_metric=metrics.__setitem__)
     assert rewards == [1.0, 0.0, *[1.0] * 6, 0.0, 0.0, 0.0]
     expected = {"no_answer": 1 / 11, "unparsed": 1 / 11, "timeouts": 2 / 11, "crashes": 0.0}
@@ -376,7 +392,7 @@ def test_a_comparison_that_hangs():
     assert time.monotonic() - start < 30
 
 
-def test_works_in_threads():
+def test_works_in_threads(endless_workers):
     """math-verify's own time limits raise ValueError there."""
     reward = MathReward(workers=2, time_limit=20)
 
@@ -388,7 +404,7 @@ def test_works_in_threads():
         assert list(threads.map(call, range(8))) == [[1.0, 0.0, 0.0]] * 8
 
 
-def test_a_worker_that_is_killed():
+def test_a_worker_that_is_killed(endless_workers):
     """While it compares: the sample earns nothing and is counted. While it is idle: nobody notices."""
     reward = MathReward(workers=1, time_limit=600)
     assert reward(*zip(HARD, strict=True)) == [1.0]
@@ -407,7 +423,7 @@ def test_a_worker_that_is_killed():
     assert metrics["math_reward/crashes"] == 0
 
 
-def test_an_interrupted_call_leaves_no_stale_reply():
+def test_an_interrupted_call_leaves_no_stale_reply(endless_workers):
     """Ctrl-C while workers compare: the next call must not read the replies to this one."""
     reward = MathReward(workers=1, time_limit=60)
     assert reward(*zip(HARD, strict=True)) == [1.0]
@@ -452,6 +468,43 @@ def test_in_process(monkeypatch):
     assert reward.workers == 0
     assert reward([HARD[0], box("y")], [HARD[1], "x"]) == [1.0, 0.0]
     assert len(workers_of()) == before
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^9}}",
+        "^".join("9" * 400),
+        "(10^6)!",
+        "((3!)!)!",
+        r"\binom{10^9}{5 \cdot 10^8}",
+        r"(1/3)!+10^{300}",
+        "1e999" * 150,
+        r"\pi^{10^9}+x^{10^{10}}",
+        "0.\\overline{" + "1" * 900 + "}",
+        "5" + " million" * 120,
+        ",".join([r"\pm1\pm1\pm1\pm1"] * 60),
+        ",".join(rf"\sqrt{{{n}}}" for n in range(55)),
+        "+".join([r"10^{600}\sin(n!)"] * 50),
+        "(a+b)^{1000}" * 80,
+        r"\log_{10^{900}}(\pi)",
+        "n!" * 400,
+        r"\sum_{k=1}^{10^9} k",
+        "\\sqrt" * 190 + "2",
+        "(" * 499 + "1" + ")" * 499,
+        "-" * 999 + "1",
+        "x" * 1000,
+        r"\begin{cases}" * 30 + "1" + r"\end{cases}" * 30,
+        r"\frac{" * 100 + "1" + "}{2}" * 100,
+    ],
+    ids=lambda answer: answer[:12],
+)
+def test_no_answer_takes_long_without_workers(answer):
+    """It is a wrong answer at once, with no limit from outside, whatever it is compared with."""
+    references = ["9", "x", r"\sqrt2+x", "2," + answer, answer + "+2"]
+    start = time.monotonic()
+    assert MathReward(workers=0)([box(answer)] * 5, references, answer_format="boxed") == [0.0] * 5
+    assert time.monotonic() - start < 5  # 0.1 s each on an idle machine
 
 
 def test_settings(monkeypatch):
@@ -516,7 +569,7 @@ def read(process):
     ],
     ids=["end", "exit", "error", "thread", "busy"],
 )
-def test_the_interpreter_ends_and_takes_its_workers_along(code, exit_code):
+def test_the_interpreter_ends_and_takes_its_workers_along(endless_workers, code, exit_code):
     process = start(code)
     rewards, pids = read(process)
     assert rewards == [1.0] * 4 and pids
@@ -527,7 +580,7 @@ def test_the_interpreter_ends_and_takes_its_workers_along(code, exit_code):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_outlive_no_parent(signal_number):
+def test_workers_outlive_no_parent(endless_workers, signal_number):
     """Idle ones end at once, and one that is busy with what holds Python's lock shortly after its time limit."""
     environment = os.environ | {"ENTROPY_TRL_REWARD_TIME_LIMIT": "2"}
     process = start(f"print(math_reward([r'{ENDLESS}'], ['2']), flush=True)", env=environment)

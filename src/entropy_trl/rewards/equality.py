@@ -11,6 +11,7 @@ from typing import Any
 
 from entropy_trl.rewards import units
 from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.budget import begin
 from entropy_trl.rewards.forms import equal
 from entropy_trl.rewards.grammar import parse
 from entropy_trl.rewards.tokens import Token, UnreadableError, tokenize
@@ -41,7 +42,7 @@ def compare(answer: str, reference: str) -> str | None:
 
 
 def verify(answer: str, reference: str) -> str:
-    """The same for every answer. It has no time limit here: some numbers take hours, and gigabytes."""
+    """The same for every answer. What takes more arithmetic than `budget.py` allows is `UNPARSED`."""
     try:
         return _compared(answer, reference, quick=False) or UNPARSED
     except _FAILURES:
@@ -51,6 +52,7 @@ def verify(answer: str, reference: str) -> str:
 def _compared(answer: str, reference: str, quick: bool) -> str | None:
     if not answer or len(answer) > LONGEST or len(reference) > LONGEST:
         return UNPARSED
+    begin()
     try:
         given, wanted = tokenize(answer), tokenize(reference)
     except UnreadableError:

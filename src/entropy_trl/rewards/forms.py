@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.budget import spend
 from entropy_trl.rewards.tokens import UnreadableError
 from entropy_trl.rewards.values import contains, equal_values, number, proportional, signs, symbols
 
@@ -250,6 +251,7 @@ def _same_in_any_order(wanted: list[Node], given: list[Node], quick: bool) -> bo
 
 def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     """Whether two elements are one."""
+    spend(5)
     if wanted[0] == "named" and given[0] == "named":
         renamed = _renamed(wanted[1], given)
         if renamed is None:

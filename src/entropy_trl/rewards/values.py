@@ -14,6 +14,7 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]
 
 from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.budget import TooLargeError, spend
 from entropy_trl.rewards.tokens import UnreadableError
 
 
@@ -23,10 +24,7 @@ _CONSTANTS = {"pi", "e", "i"}
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _MOST_SIGNS = 4
 _IN_PROCESS_BITS = 4000
-
-
-class TooLargeError(UnreadableError):
-    """A number that has too many digits to be compared."""
+_MOST_BITS = 40_000  # of an exact number: an answer such as 9^{9^{9^9}} has more than any machine holds
 
 
 def symbols(node: Any) -> frozenset[str]:
@@ -46,7 +44,7 @@ def contains(node: Any, names: set[str]) -> bool:
     return isinstance(node, tuple | list) and any(contains(part, names) for part in node)
 
 
-def exact(node: Node, bits: int | None = None) -> Fraction | None:
+def exact(node: Node, bits: int = _MOST_BITS) -> Fraction | None:
     """The value of an expression of rational numbers, None of any other, or of one with more bits than `bits`."""
     kind = node[0]
     if kind == "number":
@@ -55,16 +53,18 @@ def exact(node: Node, bits: int | None = None) -> Fraction | None:
         total = Fraction(kind == "multiply")
         for part in node[1]:
             value = exact(part, bits)
-            if value is None or (bits and _bits(total) + _bits(value) > bits):
+            if value is None or _bits(total) + _bits(value) > bits:
                 return None
+            _spend_bits(_bits(total) + _bits(value))
             total = total + value if kind == "add" else total * value
         return total
     if kind == "power":
         base, exponent = exact(node[1], bits), exact(node[2], bits)
         if base is None or exponent is None or exponent.denominator != 1:
             return None
-        if bits and _bits(base) * abs(exponent) > bits:
+        if _bits(base) * abs(exponent) > bits:
             return None
+        _spend_bits(_bits(base) * abs(exponent))
         if not base and exponent <= 0:
             raise UnreadableError("a division by zero")
         return base**exponent.numerator
@@ -73,14 +73,19 @@ def exact(node: Node, bits: int | None = None) -> Fraction | None:
         if any(n is None or n.denominator != 1 or n < 0 for n in numbers):
             return None
         integers = [n.numerator for n in numbers if n is not None]
-        if bits and integers[0] > 400:
+        if integers[0] > bits // 10:
             return None
+        _spend_bits(10 * integers[0])
         return Fraction(math.factorial(integers[0]) if kind == "factorial" else math.comb(*integers))
     return None
 
 
 def _bits(value: Fraction) -> int:
     return value.numerator.bit_length() + value.denominator.bit_length()
+
+
+def _spend_bits(bits: int | Fraction) -> None:
+    spend(2 + 3e-6 * float(bits) ** 2)
 
 
 def is_decimal(node: Node) -> bool:
@@ -97,7 +102,7 @@ def _has_decimal(node: Any) -> bool:
 
 def equal_values(reference: Node, answer: Node, quick: bool = False) -> bool | None:
     """Whether two expressions are equal; with `quick`, None where it takes more than small rational numbers to know."""
-    bits = _IN_PROCESS_BITS if quick else None
+    bits = _IN_PROCESS_BITS if quick else _MOST_BITS
     target, value = exact(reference, bits), exact(answer, bits)
     if target is not None and value is not None:
         return target == value or (is_decimal(reference) and is_close(value, target))
@@ -123,8 +128,9 @@ def _agree(first: Node, second: Node, point: int) -> bool:
     """Whether two expressions have one value at a point, to twice as many digits as their parts have."""
     with mpmath.workdps(30):
         probe = _Evaluator(30, point)
-        probe.value(first)
-        probe.value(second)
+        values = [probe.value(first), probe.value(second)]
+        if probe.size < 5 and abs(values[0] - values[1]) > mpmath.mpf(10) ** -8 * max(1, abs(values[0])):
+            return False  # far more than what 30 digits leave open
     size = probe.size + 2
     with mpmath.workdps(5 * size + 60):
         evaluator = _Evaluator(5 * size + 60, point)
@@ -165,6 +171,7 @@ class _Evaluator:
         self.in_angle = False
 
     def value(self, node: Node) -> Any:
+        spend(5 + self.digits / 20)
         result = self.raw(node)
         if not mpmath.isfinite(result):
             raise UnreadableError("a division by zero")
@@ -201,6 +208,10 @@ class _Evaluator:
             return self.call(node[1], node[2])
         raise UnreadableError(f"a {kind} in an expression")
 
+    def spend(self, slow: bool = False) -> None:
+        """Pay for a function; gamma's series takes the third power of the digits."""
+        spend(300 + self.digits**3 / 1500 if slow else 60 + self.digits**2 / 700)
+
     def symbol(self, name: str) -> Any:
         if name in _CONSTANTS:
             return {"pi": +mpmath.pi, "e": +mpmath.e, "i": mpmath.mpc(0, 1)}[name]
@@ -214,11 +225,13 @@ class _Evaluator:
             return mpmath.mpf(0)
         if mpmath.mag(exponent) > 40 or abs(exponent) * max(1, abs(mpmath.mag(base))) > 3.4 * _MOST_DIGITS:
             raise TooLargeError("a power with too many digits")
+        self.spend()
         return mpmath.power(base, exponent)
 
     def gamma(self, value: Any) -> Any:
         if abs(value) > 1000:
             raise TooLargeError("a factorial with too many digits")
+        self.spend(slow=True)
         return mpmath.gamma(value)
 
     def call(self, name: str, arguments: list[Node]) -> Any:
@@ -236,10 +249,12 @@ class _Evaluator:
         if name == "binom":
             if any(abs(value) > 1000 for value in values):
                 raise TooLargeError("a binomial coefficient with too many digits")
+            self.spend(slow=True)
             return mpmath.binomial(*values)
         if name in ("ln", "log", "lg"):
             if not first:
                 raise UnreadableError("a logarithm of zero")
+            self.spend()
             if name == "lg":
                 return mpmath.log(first) / mpmath.log(10)
             return mpmath.log(first) / (mpmath.log(values[1]) if len(values) == 2 else 1)
@@ -252,6 +267,7 @@ class _Evaluator:
         if name in _FUNCTIONS:
             if abs(first) > 10**6:
                 raise TooLargeError("a function of a large number")
+            self.spend()
             return _FUNCTIONS[name](first)
         raise UnreadableError(f"a function, {name}")
 
