@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from entropy_trl.rewards import units
+from entropy_trl.rewards import phrases, units
 from entropy_trl.rewards.atoms import Node
 from entropy_trl.rewards.budget import begin
 from entropy_trl.rewards.forms import equal
@@ -24,7 +24,9 @@ EQUAL, DIFFERENT, UNPARSED = "=", "!", "?"
 LONGEST = 1000
 """Characters of an answer or a reference; a longer text is no final answer, and takes longest to parse."""
 
-_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(:\d\d)?(am|pm)?")
+_CLOCK = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(:[0-5]\d)?(am|pm)?")
+_INTEGER = re.compile(r"-?[1-9]\d{0,17}", re.ASCII)
+_BROKEN_INLINE = re.compile(r"(?<!\$)(?:\$|\\\()\s*\n")  # inline maths does not span lines
 _BASED = re.compile(r"([0-9A-F]*[A-F][0-9A-F]*)_(\d\d)")
 _MATHS_WORDS = {"and", "or", "pi", "inf", "infinity", "sqrt", "theta"}
 _TEXT_SYMBOLS = {",", "-", "'", ".", "(", ")", ":", '"', "!", "?"}
@@ -52,17 +54,32 @@ def verify(answer: str, reference: str) -> str:
 def _compared(answer: str, reference: str, quick: bool) -> str | None:
     if not answer or len(answer) > LONGEST or len(reference) > LONGEST:
         return UNPARSED
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
+        return EQUAL if answer == reference else DIFFERENT
     begin()
     try:
-        given, wanted = tokenize(answer), tokenize(reference)
+        given, wanted = phrases.as_symbol(tokenize(answer)), phrases.as_symbol(tokenize(reference))
     except UnreadableError:
         return UNPARSED
     if not given or not wanted:
         return UNPARSED
     if given == wanted:
         return EQUAL
+    choices = [phrases.choice(tokens) for tokens in (given, wanted)]
+    if choices[1]:
+        return EQUAL if choices[0] == choices[1] else DIFFERENT
+    if (rest := phrases.without_introduction(given)) != given and not _BROKEN_INLINE.search(answer):
+        return _compared_tokens(rest, wanted, quick)
+    return _compared_tokens(given, wanted, quick)
+
+
+def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick: bool) -> str | None:
+    if given == wanted:
+        return EQUAL
     texts = [_words(tokens) for tokens in (given, wanted)]
-    if texts[1] is not None:
+    if phrases.is_product(wanted):
+        pass
+    elif texts[1] is not None:
         if texts[0] == texts[1]:
             return EQUAL
         if len(texts[1]) > 1:
@@ -76,6 +93,15 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
         return EQUAL if times[0] == times[1] else DIFFERENT
     if clocks[0] and clocks[0][4]:
         return DIFFERENT
+    if clocks[0] and clocks[1]:
+        return EQUAL if clocks[0].groups() == clocks[1].groups() else DIFFERENT
+    moduli = [phrases.split_modulus(tokens) for tokens in (given, wanted)]
+    if moduli[0] or moduli[1]:  # a class of numbers is not one of them
+        if not moduli[0] or not moduli[1] or moduli[0][1] != moduli[1][1]:
+            return DIFFERENT
+        given, wanted = moduli[0][0], moduli[1][0]
+    if sum("." in token.text for token in wanted if token.kind == "number") == 1:
+        given = phrases.with_decimal_point(given) or given
     if based := _BASED.fullmatch(joined[1]):
         return EQUAL if joined[0] in (based[1], joined[1]) else DIFFERENT
     return _by_readings(given, wanted, quick)

@@ -7,8 +7,9 @@ an equation is an answer only if the left side is a lone unknown.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.atoms import MINUS_ONE, Node, ratio
 from entropy_trl.rewards.budget import spend
+from entropy_trl.rewards.shapes import grouped, in_order, is_negated, matrix, negated, ratios, substituted
 from entropy_trl.rewards.tokens import UnreadableError
 from entropy_trl.rewards.values import contains, equal_values, number, proportional, signs, symbols
 
@@ -16,8 +17,11 @@ from entropy_trl.rewards.values import contains, equal_values, number, proportio
 _MOST_ELEMENTS = 60
 _CONSTANTS = {"pi", "e", "i"}
 _STRUCTURES = {"list", "set", "tuple", "relation", "cup", "cap", "setminus", "builder", "matrix", "piecewise", "word"}
+_STRUCTURES |= {"ratio", "bound"}
+_POINTS = [("symbol", letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 _TURNED = {">": "<", "ge": "le"}
 _INFINITY: Node = ("infinity",)
+_REALS: Node = ("tuple", "(", [("multiply", [MINUS_ONE, _INFINITY]), _INFINITY], ")", "order")
 
 
 def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
@@ -33,6 +37,8 @@ def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
     if by_name is not NotImplemented:
         return by_name
     if len(wanted.nodes) == 1 and wanted.nodes[0][0] == "tuple" and wanted.kind == "one" and given.kind == "list":
+        if "or" in given.joint:
+            return False
         return _all_same(wanted.nodes[0][2], given.nodes, quick) if wanted.nodes[0][1::2] == ("(", ")") else False
     if "tuple" in (wanted.kind, given.kind):
         return False
@@ -76,7 +82,7 @@ def _elements(node: Node) -> _Elements:
                 kind = "set"
             else:
                 expanded.append(form)
-    return _Elements(expanded, kind, joint)
+    return _Elements(grouped(expanded) if kind == "list" else expanded, kind, joint)
 
 
 def _parts_of_union(node: Node) -> list[Node]:
@@ -91,10 +97,18 @@ def _form(node: Node) -> Node:
         return _relation(node[1], node[2])
     if node[0] == "builder":
         return _builder(node[1], node[2])
-    return node
+    if node == ("symbol", "mathbb R"):
+        return _REALS
+    if node[0] == "multiply" and len(node[1]) == 2 and node[1][0] in _POINTS and node[1][1][0] == "tuple":
+        return ("named", node[1][0], [node[1][1]])  # the point A(1, 2)
+    return matrix(node)
 
 
 def _relation(sides: list[Node], operators: list[str]) -> Node:
+    if ":" in operators and not contains(sides, _STRUCTURES):
+        sides, operators = ratios(sides, operators)
+        if not operators:
+            return sides[0]
     kinds = set(operators)
     if kinds <= {"=", "approx"}:
         first, *rest = sides
@@ -111,6 +125,8 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
         sides, operators = sides[::-1], [_TURNED[operator] for operator in reversed(operators)]
         kinds = set(operators)
     if kinds <= {"<", "le"}:
+        if len(sides) == 2 and any(map(is_negated, sides)):
+            sides = [negated(side) for side in reversed(sides)]
         brackets = ["(" if operator == "<" else "[" for operator in operators]
         if len(sides) == 3 and _is_unknown(sides[1]):
             closing = ")" if operators[1] == "<" else "]"
@@ -123,7 +139,7 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
         return ("sides", operators, sides)
     if operators == ["in"]:
         return ("named", sides[0], [_form(sides[1])]) if _is_unknown(sides[0]) else ("sides", operators, sides)
-    if kinds == {":"} or operators == ["ne"]:
+    if operators == ["ne"]:
         return ("sides", operators, sides)
     raise UnreadableError("several relations")
 
@@ -159,6 +175,8 @@ def _is_unknown(node: Node) -> bool:
         return node[1] not in _CONSTANTS
     if node[0] in ("apply", "word"):
         return True
+    if node[0] == "ratio":
+        return all(map(_is_unknown, node[1]))
     if node[0] == "tuple":
         return node[1::2] == ("(", ")") and all(part[0] == "symbol" for part in node[2])
     if node[0] == "call" and node[1] == "abs":
@@ -208,8 +226,14 @@ def _by_names(wanted: _Elements, given: _Elements, quick: bool) -> Any:
         if len(given.nodes) == 1 and given.nodes[0][0] == "tuple":
             return _all_same(values, given.nodes[0][2], quick)
         return NotImplemented
+    if others is not None and len(wanted.nodes) == len(given.nodes) == len(others):
+        own = in_order(given.nodes)
+        if own is not given.nodes and not any(node[0] == "named" for node in wanted.nodes):
+            return _all_same(wanted.nodes, own, quick)
     if others is not None and len(wanted.nodes) == 1 and wanted.nodes[0][0] == "tuple":
-        return _all_same(wanted.nodes[0][2], list(others.values()), quick)
+        own = in_order(given.nodes) if len(given.nodes) == len(others) else given.nodes
+        values = [node[2][-1] for node in own] if len(own) == len(others) else list(others.values())
+        return _all_same(wanted.nodes[0][2], values, quick)
     return NotImplemented
 
 
@@ -265,6 +289,8 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
         if not _fits(wanted, given):
             return False
         return _combined(_same(wanted, _form(value), quick) for value in given[-1])
+    if "ratio" in (wanted[0], given[0]):
+        return _same_ratio(wanted, given, quick)
     if wanted[0] == given[0] == "based":
         return bool(wanted == given)
     if wanted[0] == "based":
@@ -281,6 +307,10 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
 def _fits(wanted: Node, given: Node) -> bool:
     """Whether an answer with a name may stand for a reference without: an interval for a point may not."""
     value = given[-1][-1]
+    if given[0] == "named" and given[1][0] == "apply" and value[0] != "symbol":
+        arguments = symbols(given[1][2])
+        if symbols(value) and not arguments & symbols(value):
+            return False  # `f(y) = 2x + 3` does not say what f is
     if value[0] != "tuple" or len(value) < 5 or wanted[0] != "tuple":
         return True
     bounds: list[Any] = [None if _infinity(part) else number(part) for part in wanted[2]]
@@ -297,16 +327,8 @@ def _renamed(name: Node, given: Node) -> list[Node] | None:
     if own[0] == name[0] == "apply" and own[1] == name[1] and own[2][0] == name[2][0] == "symbol":
         if name[2][1] in symbols(values):
             return None
-        return [_substituted(value, own[2], name[2]) for value in values]
+        return [substituted(value, own[2], name[2]) for value in values]
     return None
-
-
-def _substituted(node: Any, old: Node, new: Node) -> Any:
-    if node == old:
-        return new
-    if isinstance(node, tuple | list):
-        return type(node)(_substituted(part, old, new) for part in node)
-    return node
 
 
 def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
@@ -345,6 +367,16 @@ def _same_set(wanted: Node, given: Node, quick: bool) -> bool | None:
     return _same_in_any_order([_form(part) for part in wanted[1]], [_form(part) for part in given[1]], quick)
 
 
+def _same_ratio(wanted: Node, given: Node, quick: bool) -> bool | None:
+    if given[0] != "ratio":
+        return False  # a ratio is asked for
+    sides = [node[1] if node[0] == "ratio" else [node, ("number", 1, False)] for node in (wanted, given)]
+    if len(sides[0]) != len(sides[1]) or contains(sides, _STRUCTURES):
+        return False
+    target, value = [[ratio(part, parts[0]) for part in parts[1:]] for parts in sides]
+    return _all_same(target, value, quick)
+
+
 def _same_sides(wanted: Node, given: Node, quick: bool) -> bool | None:
     if wanted[1] != given[1]:
         return False
@@ -368,6 +400,7 @@ def _same_rows(wanted: list[list[Node]], given: list[list[Node]], quick: bool) -
 
 _HANDLERS: dict[str, Callable[[Node, Node, bool], bool | None]] = {
     "tuple": _same_tuple,
+    "bound": lambda wanted, given, quick: wanted[1] == given[1] and _all_same(wanted[2], given[2], quick),
     "set": _same_set,
     "list": _same_set,
     "sides": _same_sides,

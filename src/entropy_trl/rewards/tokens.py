@@ -57,7 +57,8 @@ _GREEK = {
     "⋅": "cdot", "∙": "cdot", "÷": "div", "°": "degree", "℃": "degree C", "∅": "emptyset", "√": "rootsign",
     "⟨": "langle", "⟩": "rangle", "∖": "setminus", "∣": "mid", "→": "to", "…": "ldots", "ℝ": "mathbb R",
     "ℤ": "mathbb Z", "ℕ": "mathbb N", "ℚ": "mathbb Q", "ℂ": "mathbb C", "∠": "angle", "∂": "partial", "∑": "sum",
-    "∫": "int", "∨": "lor", "∧": "land", "⩽": "le", "⩾": "ge",
+    "∫": "int", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "º": "degree", "∛": "sqrt[3]",
+    "∜": "sqrt[4]", "∨": "lor", "∧": "land", "⩽": "le", "⩾": "ge",
 }  # fmt: skip
 _CHARACTERS = str.maketrans(
     {character: f"\\{name} " for character, name in _GREEK.items()}
@@ -74,7 +75,8 @@ _SIMPLER = {
     "%": "%", "$": "\\$", "rightarrow": "to", "vee": "lor", "wedge": "land", "smallsetminus": "setminus",
     "degrees": "degree", "backslash": "setminus", "|": "\\|", "lfloor": "lfloor", "Vert": "\\|", "prime": "'",
     "arcsin": "arcsin", "varepsilon": "epsilon", "thickapprox": "approx", "simeq": "approx", "owns": "ni",
-    "textdegree": "degree", "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
+    "textdegree": "degree", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec", "overline": "bar",
+    "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
 }  # fmt: skip
 _SPACES = {
     *(",", ";", ":", "!", " ", ">", "(", ")", "[", "]", "/", "quad", "qquad", "thinspace", "enspace", "displaystyle"),
@@ -116,6 +118,8 @@ def tokenize(text: str) -> tuple[Token, ...]:
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
     tokens = _degrees(_scan(text))
     start, end = 0, len(tokens)
+    if tokens[-2:] == [symbol("."), symbol(".")]:
+        return tuple(tokens)  # an ellipsis
     while end > start and tokens[end - 1] in _ENDS:
         end -= 1
     while start < end and tokens[start].text in ("*", "**"):
@@ -179,7 +183,7 @@ def _scan(text: str) -> list[Token]:
                 if group is None:
                     raise UnreadableError(name)
                 position = group.end()
-                tokens.append(Token("name", f"{name} {group[1].strip()}", False, spaced))
+                tokens.append(Token("name", f"{name.replace('Bbb', 'mathbb')} {group[1].strip()}", False, spaced))
                 spaced = False
                 continue
             if name in _STYLES:

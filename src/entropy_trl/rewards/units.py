@@ -57,6 +57,7 @@ _SQUARE = {"square": 2, "sq": 2, "cubic": 3}
 _GLUED = {"cm", "km", "mm", "kg", "ft"}
 _ANGLES = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _MOST = 40
+_COMPOSITE = {"mph": (("mi", 1), ("h", -1)), "kmh": (("km", 1), ("h", -1))}
 Unit = tuple[tuple[str, int], ...]
 
 
@@ -82,6 +83,10 @@ def split_unit(tokens: tuple[Token, ...], is_reference: bool = False) -> tuple[t
 
 def _leading_currency(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
     """The tokens with a currency in front moved behind."""
+    if len(tokens) > 1 and tokens[0].text == "US" and tokens[1].text == "\\$":
+        tokens = tokens[1:]
+    if len(tokens) > 1 and tokens[0].text == "USD":
+        tokens = (Token("symbol", "\\$"), *tokens[1:])
     start = int(bool(tokens) and tokens[0].text in ("-", "+"))
     if len(tokens) > start + 1 and tokens[start].text in ("\\$", "€", "£", "¥", "₹"):
         last = [Token("letters", "dollar", True)] if tokens[-1].text in ("dollars", "dollar", "cents") else []
@@ -158,7 +163,8 @@ def _parse(tokens: tuple[Token, ...], powers: dict[str, int], sign: int) -> bool
             power, position = _power(tokens, position)
             if power is None:
                 return False
-            powers[name] = powers.get(name, 0) + side * power * pending
+            for part, exponent in _COMPOSITE.get(name, ((name, 1),)):
+                powers[part] = powers.get(part, 0) + side * power * pending * exponent
             pending, is_factor = 1, True
             if side != sign and not (position < len(tokens) and tokens[position].text in ("*", ".")):
                 side = sign if position < len(tokens) and tokens[position].text == "/" else side

@@ -257,7 +257,10 @@ class _Evaluator:
             self.spend()
             if name == "lg":
                 return mpmath.log(first) / mpmath.log(10)
-            return mpmath.log(first) / (mpmath.log(values[1]) if len(values) == 2 else 1)
+            if len(values) == 2:
+                return mpmath.log(first) / mpmath.log(values[1])
+            # Of `log` the base is unclear, but it is the same one throughout an expression.
+            return mpmath.log(first) / (1 if name == "ln" else self.symbol("the base of log"))
         if name in ("max", "min"):
             if any(mpmath.im(value) for value in values):
                 raise UnreadableError("an order of complex numbers")
