@@ -85,9 +85,10 @@ class MathReward:
 
     def _outcomes(self, pairs: list[tuple[str, str]]) -> list[str]:
         # The completions of a group often agree: each pair is compared once.
-        known = {pair: compare(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
+        first = compare if self.workers else verify
+        known = {pair: first(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
         hard = [pair for pair, outcome in known.items() if outcome is None]
-        results = self._pool.compare(hard) if self.workers else [verify(*pair) for pair in hard]
+        results = self._pool.compare(hard) if hard else []
         decided = known | dict(zip(hard, results, strict=True))
         return [str(decided[pair]) for pair in pairs]
 

@@ -15,7 +15,7 @@ from entropy_trl.rewards.budget import begin
 from entropy_trl.rewards.forms import equal
 from entropy_trl.rewards.grammar import parse
 from entropy_trl.rewards.tokens import Token, UnreadableError, tokenize
-from entropy_trl.rewards.values import contains, exact, is_close, is_decimal
+from entropy_trl.rewards.values import constants, contains, exact, is_close, is_decimal
 
 
 EQUAL, DIFFERENT, UNPARSED = "=", "!", "?"
@@ -27,11 +27,13 @@ LONGEST = 1000
 _CLOCK = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(:[0-5]\d)?(am|pm)?")
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}", re.ASCII)
 _BROKEN_INLINE = re.compile(r"(?<!\$)(?:\$|\\\()\s*\n")  # inline maths does not span lines
+_DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}")
 _BASED = re.compile(r"([0-9A-F]*[A-F][0-9A-F]*)_(\d\d)")
 _MATHS_WORDS = {"and", "or", "pi", "inf", "infinity", "sqrt", "theta"}
 _TEXT_SYMBOLS = {",", "-", "'", ".", "(", ")", ":", '"', "!", "?"}
 #: What mpmath raises where a function has no value, and Python where a tree is deep or a list stands for a number.
 _FAILURES = (ArithmeticError, ValueError, TypeError, LookupError, NotImplementedError, RecursionError, MemoryError)
+_DEGREES = (("deg", 1),)
 _SURE = 400  # bits: a power of ten in a percentage
 
 
@@ -65,11 +67,12 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
         return UNPARSED
     if given == wanted:
         return EQUAL
-    choices = [phrases.choice(tokens) for tokens in (given, wanted)]
-    if choices[1]:
-        return EQUAL if choices[0] == choices[1] else DIFFERENT
-    if (rest := phrases.without_introduction(given)) != given and not _BROKEN_INLINE.search(answer):
-        return _compared_tokens(rest, wanted, quick)
+    if _BROKEN_INLINE.search(answer) is None:
+        given = phrases.without_introduction(given)
+    if wanted_choice := phrases.choice(wanted):
+        return EQUAL if phrases.choice(given) == wanted_choice else DIFFERENT
+    if answer.count(",") == 1 and sum("." in token.text for token in wanted if token.kind == "number") == 1:
+        given = phrases.with_decimal_point(given) or given
     return _compared_tokens(given, wanted, quick)
 
 
@@ -100,8 +103,8 @@ def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick:
         if not moduli[0] or not moduli[1] or moduli[0][1] != moduli[1][1]:
             return DIFFERENT
         given, wanted = moduli[0][0], moduli[1][0]
-    if sum("." in token.text for token in wanted if token.kind == "number") == 1:
-        given = phrases.with_decimal_point(given) or given
+    if _DATE.fullmatch(joined[1]):
+        return EQUAL if joined[0] == joined[1] else DIFFERENT
     if based := _BASED.fullmatch(joined[1]):
         return EQUAL if joined[0] in (based[1], joined[1]) else DIFFERENT
     return _by_readings(given, wanted, quick)
@@ -146,7 +149,7 @@ def _readings(tokens: tuple[Token, ...], is_reference: bool) -> list[_Reading]:
         except UnreadableError:
             continue
         if not unit and contains(node, {"degree"}):
-            unit = (("deg", 1),)
+            unit = _DEGREES
             if not is_reference:
                 readings.append(_Reading(_in_radians(node)))
         readings.append(_Reading(_scaled(node, Fraction(10) ** power) if power else node, unit, is_percentage))
@@ -178,6 +181,8 @@ def _by_readings(given: tuple[Token, ...], wanted: tuple[Token, ...], quick: boo
             if target.unit and reading.unit and target.unit != reading.unit:
                 outcomes.append(False)
                 continue
+            if reading.unit == _DEGREES and not target.unit and "pi" in constants(target.node):
+                continue  # radians are asked for
             try:
                 outcomes.append(_same_quantity(target, reading, quick))
             except UnreadableError:

@@ -7,11 +7,11 @@ an equation is an answer only if the left side is a lone unknown.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from entropy_trl.rewards import shapes
 from entropy_trl.rewards.atoms import MINUS_ONE, Node, ratio
 from entropy_trl.rewards.budget import spend
-from entropy_trl.rewards.shapes import grouped, in_order, is_negated, matrix, negated, ratios, substituted
 from entropy_trl.rewards.tokens import UnreadableError
-from entropy_trl.rewards.values import contains, equal_values, number, proportional, signs, symbols
+from entropy_trl.rewards.values import contains, count_signs, equal_values, number, proportional, signs, symbols
 
 
 _MOST_ELEMENTS = 60
@@ -65,7 +65,7 @@ def _elements(node: Node) -> _Elements:
         nodes = [node]
     expanded: list[Node] = []
     for part in nodes:
-        if contains(part, {"tuple"}) and str(part).count("('sign'") > 1:
+        if sum(count_signs(part)) > 1 and contains(part, {"tuple"}):
             raise UnreadableError("several signs in a tuple")
         parts = signs(part)
         kind = "list" if len(parts) > 1 and kind == "one" else kind
@@ -82,7 +82,7 @@ def _elements(node: Node) -> _Elements:
                 kind = "set"
             else:
                 expanded.append(form)
-    return _Elements(grouped(expanded) if kind == "list" else expanded, kind, joint)
+    return _Elements(shapes.grouped(expanded) if kind == "list" else expanded, kind, joint)
 
 
 def _parts_of_union(node: Node) -> list[Node]:
@@ -101,12 +101,12 @@ def _form(node: Node) -> Node:
         return _REALS
     if node[0] == "multiply" and len(node[1]) == 2 and node[1][0] in _POINTS and node[1][1][0] == "tuple":
         return ("named", node[1][0], [node[1][1]])  # the point A(1, 2)
-    return matrix(node)
+    return shapes.without_points(shapes.matrix(node), _form)
 
 
 def _relation(sides: list[Node], operators: list[str]) -> Node:
     if ":" in operators and not contains(sides, _STRUCTURES):
-        sides, operators = ratios(sides, operators)
+        sides, operators = shapes.ratios(sides, operators)
         if not operators:
             return sides[0]
     kinds = set(operators)
@@ -125,8 +125,8 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
         sides, operators = sides[::-1], [_TURNED[operator] for operator in reversed(operators)]
         kinds = set(operators)
     if kinds <= {"<", "le"}:
-        if len(sides) == 2 and any(map(is_negated, sides)):
-            sides = [negated(side) for side in reversed(sides)]
+        if len(sides) == 2 and any(map(shapes.is_negated, sides)):
+            sides = [shapes.negated(side) for side in reversed(sides)]
         brackets = ["(" if operator == "<" else "[" for operator in operators]
         if len(sides) == 3 and _is_unknown(sides[1]):
             closing = ")" if operators[1] == "<" else "]"
@@ -223,15 +223,15 @@ def _by_names(wanted: _Elements, given: _Elements, quick: bool) -> Any:
         values = list(names.values())
         if given.kind == "list" and not any(node[0] == "named" for node in given.nodes):
             return _all_same(values, given.nodes, quick)
-        if len(given.nodes) == 1 and given.nodes[0][0] == "tuple":
+        if len(given.nodes) == 1 and given.nodes[0][0] == "tuple" and given.nodes[0][1::2] == ("(", ")"):
             return _all_same(values, given.nodes[0][2], quick)
         return NotImplemented
     if others is not None and len(wanted.nodes) == len(given.nodes) == len(others):
-        own = in_order(given.nodes)
+        own = shapes.in_order(given.nodes)
         if own is not given.nodes and not any(node[0] == "named" for node in wanted.nodes):
             return _all_same(wanted.nodes, own, quick)
     if others is not None and len(wanted.nodes) == 1 and wanted.nodes[0][0] == "tuple":
-        own = in_order(given.nodes) if len(given.nodes) == len(others) else given.nodes
+        own = shapes.in_order(given.nodes) if len(given.nodes) == len(others) else given.nodes
         values = [node[2][-1] for node in own] if len(own) == len(others) else list(others.values())
         return _all_same(wanted.nodes[0][2], values, quick)
     return NotImplemented
@@ -284,6 +284,8 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     if "equation" in (wanted[0], given[0]):
         return _same_equation(wanted, given, quick)
     if wanted[0] in ("named", "chain"):
+        if wanted[0] == "named" and shapes.is_differential_equation(*wanted[1:]):
+            return False
         return _same(_form(wanted[-1][-1]), given, quick)
     if given[0] in ("named", "chain"):
         if not _fits(wanted, given):
@@ -327,7 +329,7 @@ def _renamed(name: Node, given: Node) -> list[Node] | None:
     if own[0] == name[0] == "apply" and own[1] == name[1] and own[2][0] == name[2][0] == "symbol":
         if name[2][1] in symbols(values):
             return None
-        return [substituted(value, own[2], name[2]) for value in values]
+        return [shapes.substituted(value, own[2], name[2]) for value in values]
     return None
 
 

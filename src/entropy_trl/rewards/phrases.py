@@ -34,6 +34,7 @@ _SAME = {
     "realnumbers": r"\mathbb{R}",
     "therealnumbers": r"\mathbb{R}",
     "allrealx": r"\mathbb{R}",
+    "allintegers": r"\mathbb{Z}",
 }
 
 Tokens = tuple[Token, ...]
@@ -69,7 +70,7 @@ def choice(tokens: Tokens) -> str | None:
         return None
     if len(tokens) > 1 and tokens[0].kind == "letters" and tokens[0].text.lower() in _CHOICE:
         tokens = tokens[1:]
-    texts = [token.text for token in tokens]
+    texts = [token.text for token in tokens if token.text not in ("{", "}")]
     if texts[:1] in (["("], ["["]) and texts[2:] in ([")"], ["]"]):
         texts = texts[1:2]
     elif texts[1:] == [")"]:

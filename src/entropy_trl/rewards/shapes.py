@@ -1,9 +1,12 @@
 r"""Normal forms of what holds expressions: ratios, matrices that are added, and values of several unknowns in a row."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from entropy_trl.rewards.atoms import MINUS_ONE, Node
 from entropy_trl.rewards.tokens import UnreadableError
+from entropy_trl.rewards.values import number, symbols
 
 
 def negated(node: Node) -> Node:
@@ -89,3 +92,33 @@ def substituted(node: Any, old: Node, new: Node) -> Any:
     if isinstance(node, tuple | list):
         return type(node)(substituted(part, old, new) for part in node)
     return node
+
+
+def is_differential_equation(name: Node, values: list[Node]) -> bool:
+    r"""Whether `\frac{dx}{dt} = 3x` stands here: its right side alone is no answer to what the equation is."""
+    if name[0] != "symbol" or not name[1].startswith("derivative "):
+        return False
+    numerator = name[1].split()[1].removeprefix("d").removeprefix("partial")
+    return numerator in symbols(values)
+
+
+def without_points(node: Node, form: Callable[[Node], Node]) -> Node:
+    r"""The union of intervals that `\mathbb{R} \setminus \{0\}` is; another node as it is."""
+    if node[0] == "add" and len(node[1]) == 2 and is_negated_set(node[1][1]):
+        node = ("setminus", node[1][0], node[1][1][1][1])
+    if node[0] != "setminus" or node[1] != ("symbol", "mathbb R") or node[2][0] != "set" or not node[2][1]:
+        return node
+    points = [(number(point), point) for point in node[2][1]]
+    if any(value is None for value, _ in points):
+        return node
+    lowest, highest = form(node[1])[2]
+    bounds = [lowest, *(point for _, point in sorted(points, key=lambda pair: pair[0])), highest]
+    pieces: list[Node] = [("tuple", "(", list(pair), ")", "order") for pair in pairwise(bounds)]
+    union = pieces[0]
+    for piece in pieces[1:]:
+        union = ("cup", union, piece)
+    return union
+
+
+def is_negated_set(node: Node) -> bool:
+    return node[0] == "multiply" and len(node[1]) == 2 and node[1][0] == MINUS_ONE and node[1][1][0] == "set"

@@ -47,6 +47,7 @@ _SUPERSCRIPTS, _SUBSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "₀₁�
 _PLAIN = "0123456789+-ni"
 _RAISED, _LOWERED = re.compile(f"[{_SUPERSCRIPTS}]+"), re.compile(f"[{_SUBSCRIPTS}]+")
 _FROM_SCRIPT = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, _PLAIN * 2)
+_NOT_EQUAL = re.compile(r"\\not\s*=")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
@@ -116,7 +117,7 @@ def tokenize(text: str) -> tuple[Token, ...]:
     text = _LOWERED.sub(lambda match: "_{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     text = _VULGAR.sub(lambda match: _vulgar(match[0]), text)
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
-    tokens = _degrees(_scan(text))
+    tokens = _degrees(_scan(_NOT_EQUAL.sub(r"\\ne ", text)))
     start, end = 0, len(tokens)
     if tokens[-2:] == [symbol("."), symbol(".")]:
         return tuple(tokens)  # an ellipsis

@@ -50,6 +50,10 @@ for _name in ("lb", "oz", "hr", "yr", "yd", "egg", "cow", "pig", "ant", "bee", "
     UNITS.setdefault(_name, _name)
     UNITS.setdefault(_name + "s", UNITS[_name])
 UNITS |= {"inches": "in", "feet": "ft", "people": "person", "meters": "m", "centuries": "century", "persons": "person"}
+_CHINESE = {"米": "m", "千米": "km", "公里": "km", "厘米": "cm", "毫米": "mm", "分米": "dm", "千克": "kg", "公斤": "kg",
+            "克": "g", "升": "L", "毫升": "mL", "吨": "ton", "小时": "h", "分钟": "min", "秒": "s", "天": "day", "年": "yr",
+            "月": "month", "岁": "yr"}  # fmt: skip
+UNITS |= {name: UNITS[unit] for name, unit in _CHINESE.items()}
 
 MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 PERCENT = {"percent", "percentage", "pct"}
@@ -57,7 +61,13 @@ _SQUARE = {"square": 2, "sq": 2, "cubic": 3}
 _GLUED = {"cm", "km", "mm", "kg", "ft"}
 _ANGLES = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _MOST = 40
-_COMPOSITE = {"mph": (("mi", 1), ("h", -1)), "kmh": (("km", 1), ("h", -1))}
+_COMPOSITE = {
+    "mph": (("mi", 1), ("h", -1)),
+    "kmh": (("km", 1), ("h", -1)),
+    **{f"平方{name}": ((unit, 2),) for name, unit in _CHINESE.items() if unit.endswith("m")},
+    **{f"立方{name}": ((unit, 3),) for name, unit in _CHINESE.items() if unit.endswith("m")},
+}
+UNITS |= {name: name for name in _COMPOSITE if name not in UNITS}
 Unit = tuple[tuple[str, int], ...]
 
 
@@ -152,7 +162,7 @@ def _parse(tokens: tuple[Token, ...], powers: dict[str, int], sign: int) -> bool
             if token.text in _SQUARE and token.kind == "letters":
                 pending = _SQUARE[token.text]
                 continue
-            if token.text == "degree" and position < len(tokens) and tokens[position].text in (
+            if token.text in ("degree", "degrees") and position < len(tokens) and tokens[position].text in (
                 "C", "F", "Celsius", "Fahrenheit", "celsius",
             ):  # fmt: skip
                 name, position = "degree " + tokens[position].text[0].upper(), position + 1

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -37,11 +38,25 @@ def symbols(node: Any) -> frozenset[str]:
     return frozenset()
 
 
+def constants(node: Any) -> frozenset[str]:
+    """The names of the constants in a tree, as `pi`."""
+    if isinstance(node, tuple) and node and node[0] == "symbol":
+        return frozenset({node[1]} & _CONSTANTS)
+    return frozenset().union(*map(constants, node)) if isinstance(node, tuple | list) else frozenset()
+
+
 def contains(node: Any, names: set[str]) -> bool:
     """Whether a node of one of these kinds is in a tree."""
-    if isinstance(node, tuple) and node and isinstance(node[0], str) and node[0] in names:
-        return True
-    return isinstance(node, tuple | list) and any(contains(part, names) for part in node)
+    stack = [node]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, tuple):
+            if part and isinstance(part[0], str) and part[0] in names:
+                return True
+            stack.extend(part)
+        elif isinstance(part, list):
+            stack.extend(part)
+    return False
 
 
 def exact(node: Node, bits: int = _MOST_BITS) -> Fraction | None:
@@ -161,6 +176,13 @@ def number(node: Node) -> Any:
     return mpmath.re(value) if mpmath.im(value) == 0 else None
 
 
+@lru_cache(maxsize=4096)
+def _sample(name: str, point: int, digits: int) -> Any:
+    """The value of an unknown at a point, with these digits."""
+    seed = zlib.crc32(f"{name} {point}".encode("utf-8", "surrogatepass"))
+    return mpmath.mpf(seed) / 2**30 + mpmath.mpf(zlib.crc32(f"{seed}".encode())) / 2**62 + mpmath.mpf(1) / 7
+
+
 class _Evaluator:
     """Values at one point, and the size of the largest and smallest number on the way, in digits."""
 
@@ -215,8 +237,7 @@ class _Evaluator:
     def symbol(self, name: str) -> Any:
         if name in _CONSTANTS:
             return {"pi": +mpmath.pi, "e": +mpmath.e, "i": mpmath.mpc(0, 1)}[name]
-        seed = zlib.crc32(f"{name} {self.point}".encode("utf-8", "surrogatepass"))
-        return mpmath.mpf(seed) / 2**30 + mpmath.mpf(zlib.crc32(f"{seed}".encode())) / 2**62 + mpmath.mpf(1) / 7
+        return _sample(name, self.point, self.digits)
 
     def power(self, base: Any, exponent: Any) -> Any:
         if not base:
@@ -284,8 +305,7 @@ _FUNCTIONS = {
 
 def signs(node: Node) -> list[Node]:
     r"""The expressions that one with `\pm` stands for: every sign by itself, but for `\mp`, which goes with `\pm`."""
-    count = _count_signs(node, "pm")
-    has_opposite = _count_signs(node, "mp") > 0
+    count, has_opposite = count_signs(node)
     if not count and not has_opposite:
         return [node]
     if count > _MOST_SIGNS:
@@ -294,10 +314,19 @@ def signs(node: Node) -> list[Node]:
     return [_with_signs(node, iter(choice), choice[0]) for choice in choices]
 
 
-def _count_signs(node: Any, sign: str) -> int:
-    if isinstance(node, tuple) and node[:1] == ("sign",):
-        return int(node[1] == sign)
-    return sum(_count_signs(part, sign) for part in node) if isinstance(node, tuple | list) else 0
+def count_signs(node: Any) -> tuple[int, int]:
+    r"""How often `\pm` and `\mp` are in a tree."""
+    found = {"pm": 0, "mp": 0}
+    stack = [node]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, tuple):
+            if part[:1] == ("sign",):
+                found[part[1]] += 1
+            stack.extend(part)
+        elif isinstance(part, list):
+            stack.extend(part)
+    return found["pm"], found["mp"]
 
 
 def _with_signs(node: Any, choice: Iterator[int], first: int) -> Any:
