@@ -14,7 +14,7 @@ from entropy_trl.rewards.atoms import Node
 from entropy_trl.rewards.budget import begin
 from entropy_trl.rewards.forms import equal
 from entropy_trl.rewards.grammar import parse
-from entropy_trl.rewards.tokens import Token, UnreadableError, tokenize
+from entropy_trl.rewards.tokens import Token, UnreadableError, tokenize, without_braces
 from entropy_trl.rewards.values import constants, contains, exact, is_close, is_decimal
 
 
@@ -65,7 +65,7 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
         return UNPARSED
     if not given or not wanted:
         return UNPARSED
-    if given == wanted:
+    if without_braces(given) == without_braces(wanted):
         return EQUAL
     if _BROKEN_INLINE.search(answer) is None:
         given = phrases.without_introduction(given)
@@ -133,12 +133,12 @@ class _Reading:
         self.node, self.unit, self.is_percentage = node, unit, is_percentage
 
 
-def _readings(tokens: tuple[Token, ...], is_reference: bool) -> list[_Reading]:
+def _readings(tokens: tuple[Token, ...], is_reference: bool, may_be_lone: bool = False) -> list[_Reading]:
     readings: list[_Reading] = []
     bodies: list[tuple[tuple[Token, ...], units.Unit, bool]] = [(tokens, (), False)]
     if (body := _without_percent(tokens)) is not None:
         bodies.append((body, (), True))
-    if (split := units.split_unit(tokens, is_reference)) is not None:
+    if (split := units.split_unit(tokens, is_reference, may_be_lone)) is not None:
         bodies.append((*split, False))
     for body, unit, is_percentage in bodies:
         power = 0
@@ -176,8 +176,10 @@ def _scaled(node: Node, factor: Fraction) -> Node:
 
 def _by_readings(given: tuple[Token, ...], wanted: tuple[Token, ...], quick: bool) -> str | None:
     outcomes: list[bool | None] = []
-    for target in _readings(wanted, is_reference=True):
-        for reading in _readings(given, is_reference=False):
+    targets = _readings(wanted, is_reference=True)
+    readings = _readings(given, is_reference=False, may_be_lone=any(target.unit for target in targets))
+    for target in targets:
+        for reading in readings:
             if target.unit and reading.unit and target.unit != reading.unit:
                 outcomes.append(False)
                 continue

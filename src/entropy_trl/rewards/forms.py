@@ -20,7 +20,7 @@ _STRUCTURES = {"list", "set", "tuple", "relation", "cup", "cap", "setminus", "bu
 _STRUCTURES |= {"ratio", "bound"}
 _POINTS = [("symbol", letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 _TURNED = {">": "<", "ge": "le"}
-_INFINITY: Node = ("infinity",)
+_INFINITY = shapes.INFINITY
 _REALS: Node = ("tuple", "(", [("multiply", [MINUS_ONE, _INFINITY]), _INFINITY], ")", "order")
 
 
@@ -37,14 +37,18 @@ def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
     if by_name is not NotImplemented:
         return by_name
     if len(wanted.nodes) == 1 and wanted.nodes[0][0] == "tuple" and wanted.kind == "one" and given.kind == "list":
-        if "or" in given.joint:
+        if "or" in given.joint or any(map(shapes.infinity, wanted.nodes[0][2])):
             return False
         return _all_same(wanted.nodes[0][2], given.nodes, quick) if wanted.nodes[0][1::2] == ("(", ")") else False
     if "tuple" in (wanted.kind, given.kind):
         return False
     if len(wanted.nodes) != len(given.nodes):
         return False
-    if len(wanted.nodes) > 1 and any(map(_is_order, [*wanted.nodes, *given.nodes])) and wanted.joint != given.joint:
+    if (
+        len(wanted.nodes) > 1
+        and any(map(shapes.is_order, [*wanted.nodes, *given.nodes]))
+        and wanted.joint != given.joint
+    ):
         return False  # `x < 1 and x > 3` is not `x < 1 or x > 3`
     return _same_in_any_order(wanted.nodes, given.nodes, quick)
 
@@ -82,6 +86,8 @@ def _elements(node: Node) -> _Elements:
                 kind = "set"
             else:
                 expanded.append(form)
+    if joint == {"and"} and (between := shapes.interval(expanded)) is not None:
+        return _Elements([between], "one", frozenset())
     return _Elements(shapes.grouped(expanded) if kind == "list" else expanded, kind, joint)
 
 
@@ -158,7 +164,7 @@ def _builder(head: Node, conditions: Node) -> Node:
                 union = ("cup", union, part[2][-1])
             return ("named", head, [union])
         if len(named) == 1 and not others:
-            return ("named", head, named[0][2])
+            return ("named", head, named[0][2], "bound")
         if len(named) == 1 and named[0][2][-1][0] not in _STRUCTURES:
             return ("builder", named[0][2][-1], others)
     return ("builder", head, parts)
@@ -192,13 +198,6 @@ def _is_unknown(node: Node) -> bool:
     )
 
 
-def _is_order(node: Node) -> bool:
-    value = node[2][-1] if node[0] == "named" else node
-    if value[0] != "tuple":
-        return bool(value[0] == "sides")
-    return len(value) > 4 or value[1::2][:2] != ("(", ")") or any(map(_infinity, value[2]))
-
-
 # Comparisons
 
 
@@ -216,6 +215,8 @@ def _by_names(wanted: _Elements, given: _Elements, quick: bool) -> Any:
     """The comparison by names, where an answer gives values of several unknowns; else NotImplemented."""
     names, others = _values_by_name(wanted.nodes), _values_by_name(given.nodes)
     if names is not None and others is not None:
+        if ("or" in wanted.joint) != ("or" in given.joint):
+            return False
         if names.keys() != others.keys():
             return False
         return _combined(_same(names[name], others[name], quick) for name in names)
@@ -277,6 +278,8 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     """Whether two elements are one."""
     spend(5)
     if wanted[0] == "named" and given[0] == "named":
+        if len(wanted) == len(given) == 4:  # sets, whose variable has any name
+            given = shapes.substituted(given, given[1], wanted[1])
         renamed = _renamed(wanted[1], given)
         if renamed is None:
             return False
@@ -284,13 +287,13 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     if "equation" in (wanted[0], given[0]):
         return _same_equation(wanted, given, quick)
     if wanted[0] in ("named", "chain"):
-        if wanted[0] == "named" and shapes.is_differential_equation(*wanted[1:]):
+        if wanted[0] == "named" and shapes.is_differential_equation(*wanted[1:3]):
             return False
-        return _same(_form(wanted[-1][-1]), given, quick)
+        return _same(_form(_values(wanted)[-1]), given, quick)
     if given[0] in ("named", "chain"):
         if not _fits(wanted, given):
             return False
-        return _combined(_same(wanted, _form(value), quick) for value in given[-1])
+        return _combined(_same(wanted, _form(value), quick) for value in _values(given))
     if "ratio" in (wanted[0], given[0]):
         return _same_ratio(wanted, given, quick)
     if wanted[0] == given[0] == "based":
@@ -300,22 +303,27 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     handler = _HANDLERS.get(wanted[0])
     if handler is not None or given[0] in _HANDLERS:
         return handler(wanted, given, quick) if handler is not None and wanted[0] == given[0] else False
-    infinite = [_infinity(node) for node in (wanted, given)]
+    infinite = [shapes.infinity(node) for node in (wanted, given)]
     if any(infinite):
         return infinite[0] == infinite[1]
     return equal_values(wanted, given, quick)
 
 
+def _values(node: Node) -> Any:
+    """The sides of a chain, without the name of what they are."""
+    return node[2 if node[0] == "named" else 1]
+
+
 def _fits(wanted: Node, given: Node) -> bool:
     """Whether an answer with a name may stand for a reference without: an interval for a point may not."""
-    value = given[-1][-1]
+    value = _values(given)[-1]
     if given[0] == "named" and given[1][0] == "apply" and value[0] != "symbol":
         arguments = symbols(given[1][2])
         if symbols(value) and not arguments & symbols(value):
             return False  # `f(y) = 2x + 3` does not say what f is
     if value[0] != "tuple" or len(value) < 5 or wanted[0] != "tuple":
         return True
-    bounds: list[Any] = [None if _infinity(part) else number(part) for part in wanted[2]]
+    bounds: list[Any] = [None if shapes.infinity(part) else number(part) for part in wanted[2]]
     return len(bounds) == 2 and (any(bound is None for bound in bounds) or bool(bounds[0] < bounds[1]))
 
 
@@ -348,15 +356,6 @@ def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
         return None
     differences = [("add", [left, ("multiply", [("number", -1, False), right])]) for left, right in sides]
     return proportional(*differences)
-
-
-def _infinity(node: Node) -> int:
-    """1 or -1 for an infinity with that sign, 0 for anything else."""
-    if node == _INFINITY:
-        return 1
-    if node[0] == "multiply" and len(node[1]) == 2 and node[1][0][0] == "number" and node[1][0][1] == -1:
-        return -1 if node[1][1] == _INFINITY else 0
-    return 0
 
 
 def _same_tuple(wanted: Node, given: Node, quick: bool) -> bool | None:

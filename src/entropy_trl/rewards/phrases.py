@@ -42,6 +42,8 @@ Tokens = tuple[Token, ...]
 
 def without_introduction(tokens: Tokens) -> Tokens:
     """The tokens behind `The answer is`, `we find that` or a label with a colon; the same tokens without any."""
+    if len(tokens) > 1 and tokens[0].text == "therefore" and tokens[0].kind == "command":
+        tokens = tokens[1:]
     texts: list[str] = []
     for token in tokens[:_MOST_WORDS]:
         if token.kind != "letters" and token.text not in (":", ","):
@@ -110,6 +112,8 @@ def with_decimal_point(tokens: Tokens) -> Tokens | None:
         return None
     before, comma, after = tokens[commas[0] - 1 : commas[0] + 2]
     if comma.spaced or after.spaced or not (before.text.isdecimal() and after.text.isdecimal()):
+        return None
+    if not after.text.strip("0"):
         return None
     number = Token("number", f"{before.text}.{after.text}", before.upright, before.spaced)
     return (*tokens[: commas[0] - 1], number, *tokens[commas[0] + 2 :])

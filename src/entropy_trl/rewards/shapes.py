@@ -6,7 +6,10 @@ from typing import Any
 
 from entropy_trl.rewards.atoms import MINUS_ONE, Node
 from entropy_trl.rewards.tokens import UnreadableError
-from entropy_trl.rewards.values import number, symbols
+from entropy_trl.rewards.values import contains, number, symbols
+
+
+INFINITY: Node = ("infinity",)
 
 
 def negated(node: Node) -> Node:
@@ -122,3 +125,43 @@ def without_points(node: Node, form: Callable[[Node], Node]) -> Node:
 
 def is_negated_set(node: Node) -> bool:
     return node[0] == "multiply" and len(node[1]) == 2 and node[1][0] == MINUS_ONE and node[1][1][0] == "set"
+
+
+def interval(nodes: list[Node]) -> Node | None:
+    """The interval that `x > 1` and `x < 2` are together, or None where two nodes are not such bounds."""
+    if len(nodes) != 2 or nodes[0][:2] != nodes[1][:2] or nodes[0][0] != "named":
+        return None
+    ends: dict[str, tuple[str, Node]] = {}
+    for node in nodes:
+        value = node[2][-1]
+        if len(value) < 5 or value[0] != "tuple":
+            return None
+        lower, upper = value[2]
+        if upper == ("infinity",):
+            ends["lower"] = (value[1], lower)
+        elif contains(lower, {"infinity"}):
+            ends["upper"] = (value[3], upper)
+    if len(ends) < 2:
+        return None
+    least, most = number(ends["lower"][1]), number(ends["upper"][1])
+    if least is None or most is None or least >= most:
+        return None
+    bounds = [ends["lower"][1], ends["upper"][1]]
+    return ("named", nodes[0][1], [("tuple", ends["lower"][0], bounds, ends["upper"][0], "order")])
+
+
+def infinity(node: Node) -> int:
+    """1 or -1 for an infinity with that sign, 0 for anything else."""
+    if node == INFINITY:
+        return 1
+    if node[0] == "multiply" and len(node[1]) == 2 and node[1][0][0] == "number" and node[1][0][1] == -1:
+        return -1 if node[1][1] == INFINITY else 0
+    return 0
+
+
+def is_order(node: Node) -> bool:
+    """Whether a node is an interval or an inequality."""
+    value = node[2][-1] if node[0] == "named" else node
+    if value[0] != "tuple":
+        return bool(value[0] == "sides")
+    return len(value) > 4 or value[1::2][:2] != ("(", ")") or any(map(infinity, value[2]))

@@ -121,6 +121,8 @@ def tokenize(text: str) -> tuple[Token, ...]:
     start, end = 0, len(tokens)
     if tokens[-2:] == [symbol("."), symbol(".")]:
         return tuple(tokens)  # an ellipsis
+    if tokens[-1:] == [symbol("*")] and not text.rstrip(" .,").endswith("*"):
+        return tuple(tokens)  # a product without an end, no markdown
     while end > start and tokens[end - 1] in _ENDS:
         end -= 1
     while start < end and tokens[start].text in ("*", "**"):
@@ -233,8 +235,19 @@ def _skip_group(text: str, position: int, name: str) -> int:
 _CIRC, _DEGREE = Token("command", "circ"), Token("command", "degree")
 
 
+def without_braces(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    """The tokens without braces around a single letter or digit, so that `x^{2}` is `x^2`."""
+    result: list[Token] = []
+    for token in tokens:
+        if token == symbol("}") and result[-2:-1] == [symbol("{")] and len(result[-1].text) == 1:
+            del result[-2]
+        else:
+            result.append(token)
+    return tuple(result)
+
+
 def _degrees(tokens: list[Token]) -> list[Token]:
-    r"""The tokens with one for `^\circ` and `^{\circ}`."""
+    r"""The tokens with one for `^\circ` and `^{\circ}`, and for `^{\prime}`."""
     result: list[Token] = []
     position = 0
     while position < len(tokens):
@@ -246,6 +259,10 @@ def _degrees(tokens: list[Token]) -> list[Token]:
             if tokens[position + 1 : position + 4] == [symbol("{"), _CIRC, symbol("}")]:
                 position += 4
                 result.append(_DEGREE)
+                continue
+            if tokens[position + 1 : position + 4] == [symbol("{"), symbol("'"), symbol("}")]:
+                position += 4
+                result.append(symbol("'"))
                 continue
         result.append(tokens[position])
         position += 1

@@ -71,16 +71,18 @@ UNITS |= {name: name for name in _COMPOSITE if name not in UNITS}
 Unit = tuple[tuple[str, int], ...]
 
 
-def split_unit(tokens: tuple[Token, ...], is_reference: bool = False) -> tuple[tuple[Token, ...], Unit] | None:
+def split_unit(
+    tokens: tuple[Token, ...], is_reference: bool = False, may_be_lone: bool = False
+) -> tuple[tuple[Token, ...], Unit] | None:
     """Split a quantity into the tokens of its number and its unit, or None where there is no known unit at its end.
 
-    Letters of maths right behind a number may be variables (`2mg`), and in a reference they are.
+    A lone letter is a unit where `may_be_lone`: the reference has one. Letters of maths right behind a number may be variables (`2mg`), and in a reference they are.
     """
     tokens = _leading_currency(tokens)
     for start in range(max(1, len(tokens) - _MOST), len(tokens)):
         first = tokens[start]
         if first.kind == "letters" or first.text in ("degree", "frac", "\\$", "€", "£", "¥", "₹", "*", "Omega", "mu"):
-            unit = parse_unit(tokens[start:])
+            unit = parse_unit(tokens[start:], may_be_lone and first.spaced)
             is_glued = first.kind == "letters" and not first.upright and not first.spaced and len(first.text) < 3
             if is_glued and first.text.isascii() and (is_reference or first.text not in _GLUED):
                 continue
@@ -113,7 +115,7 @@ def _ends_a_number(token: Token) -> bool:
     )  # fmt: skip
 
 
-def parse_unit(tokens: tuple[Token, ...]) -> Unit | None:
+def parse_unit(tokens: tuple[Token, ...], may_be_lone: bool = False) -> Unit | None:
     """The exponents of the units in a row of tokens, or None where something else is among them."""
     powers: dict[str, int] = {}
     if not _parse(tokens, powers, 1):
@@ -125,7 +127,8 @@ def parse_unit(tokens: tuple[Token, ...]) -> Unit | None:
         if token.kind == "letters" and not token.upright and before != Token("command", "degree")
     ]
     if (
-        any(len(token.text) == 1 and token.text.isascii() for token in bare)
+        not may_be_lone
+        and any(len(token.text) == 1 and token.text.isascii() for token in bare)
         and sum(token.kind == "letters" for token in tokens) < 2
     ):
         return None  # a lone letter may be a variable
