@@ -514,7 +514,7 @@ def test_no_answer_takes_long_without_workers(answer):
     references = ["9", "x", r"\sqrt2+x", "2," + answer, answer + "+2"]
     start = time.monotonic()
     assert MathReward(workers=0)([box(answer)] * 5, references, answer_format="boxed") == [0.0] * 5
-    assert time.monotonic() - start < 5  # 0.1 s each on an idle machine
+    assert time.monotonic() - start < 30  # 0.1 s each on an idle machine; without a bound it never ends
 
 
 def test_settings(monkeypatch):

@@ -80,7 +80,7 @@ def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick:
     if given == wanted:
         return EQUAL
     texts = [_words(tokens) for tokens in (given, wanted)]
-    if phrases.is_product(wanted):
+    if phrases.is_product(wanted) and not any(token.upright for token in given):
         pass
     elif texts[1] is not None:
         if texts[0] == texts[1]:

@@ -16,6 +16,7 @@ _INTRODUCTION = re.compile(
 )
 _LABEL = re.compile(r"(?:[a-z]+ ){0,3}[a-z]{3,} : ")
 _NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
+_NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
 _MOST_WORDS = 9
 _CHOICE = {"option", "choice", "answer"}
 _LETTERS = "ABCDEFGH"
@@ -110,6 +111,8 @@ def with_decimal_point(tokens: Tokens) -> Tokens | None:
     commas = [position for position, token in enumerate(tokens) if token.text == ","]
     if len(commas) != 1 or not 0 < commas[0] < len(tokens) - 1:
         return None
+    if any(token.text not in ("-", "+", "\\$", "€", "£", "¥") for token in tokens[: commas[0] - 1]):
+        return None  # (3,14) is a pair
     before, comma, after = tokens[commas[0] - 1 : commas[0] + 2]
     if comma.spaced or after.spaced or not (before.text.isdecimal() and after.text.isdecimal()):
         return None
