@@ -6,6 +6,7 @@ has the rules. Importing this imports neither torch nor TRL, so that workers sta
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -63,7 +64,7 @@ class MathReward:
         if answer_format is None or isinstance(answer_format, str):
             answer_format = [answer_format] * len(completions)
         answers = [
-            final_answer(_text(completion), name or "any")
+            restore_escapes(final_answer(_text(completion), name or "any"))
             for completion, name in zip(completions, answer_format, strict=True)
         ]
         references = [_reference(reference) for reference in solution]
@@ -84,9 +85,10 @@ class MathReward:
 
     def _outcomes(self, pairs: list[tuple[str, str]]) -> list[str]:
         # The completions of a group often agree: each pair is compared once.
-        known = {pair: compare(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
+        first = compare if self.workers else verify
+        known = {pair: first(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
         hard = [pair for pair, outcome in known.items() if outcome is None]
-        results = self._pool.compare(hard) if self.workers else [verify(*pair) for pair in hard]
+        results = self._pool.compare(hard) if hard else []
         decided = known | dict(zip(hard, results, strict=True))
         return [str(decided[pair]) for pair in pairs]
 
@@ -154,11 +156,17 @@ def accepts_itself(solution: Any, answer_format: str = "boxed") -> bool:
     False
     ```
     """
+    if _PLAIN_NUMBER.fullmatch(str(solution)) and answer_format in ANSWER_FORMATS:
+        return True
     reference = _reference(solution)
     answer = final_answer(_COMPLETIONS.get(answer_format, _COMPLETIONS["boxed"]).format(reference), answer_format)
     return compare(answer, reference) == EQUAL
 
 
+#: Data that were escaped twice. Only relations: two backslashes also end a row of a matrix.
+_DOUBLED = re.compile(r"\\\\(?=(?:leq?|geq?|neq?|boxed)(?![a-zA-Z]))")
+#: Most references are. They need no look, and there are many rows.
+_PLAIN_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 #: A completion that gives an answer, by format.
 _COMPLETIONS = {"boxed": "\\boxed{{{}}}", "answer_line": "Answer: {}", "answer_tag": "<answer>{}</answer>"}
 
@@ -173,7 +181,7 @@ def _reference(solution: Any) -> str:
     """The answer of a row; empty, which nothing equals, where it has none."""
     if solution is None or solution != solution:  # NaN, as pandas has it
         return ""
-    text = restore_escapes(str(solution))
+    text = _DOUBLED.sub(r"\\", restore_escapes(str(solution)))
     return final_answer(text, "boxed") or text
 
 

@@ -41,7 +41,7 @@ GREEK = {
     *("Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "varrho", "emptyset"),
 }
 ACCENTS = {
-    *("vec", "hat", "bar", "tilde", "dot", "ddot", "overline", "widehat", "overrightarrow", "widetilde", "overarc"),
+    *("vec", "hat", "bar", "tilde", "dot", "ddot", "overarc"),
     *("angle", "triangle"),
 }
 WORDS = {"and", "or", "inf", "infinity", "infty", "sqrt", "pi", "theta", "choose"} | FUNCTIONS | AGGREGATES
@@ -281,11 +281,24 @@ class Atoms(ABC):
             return self.named(name)
         if name in FUNCTIONS:
             return self.function(name)
+        if name in ("sum", "prod") and self.take("_"):
+            return self.bound(name)
         if name in AGGREGATES and self.take("("):
             arguments = self.sequence((")",))
             self.expect(")")
             return ("call", name, arguments[1] if arguments[0] == "list" else [arguments])
         raise UnreadableError(f"\\{name}")
+
+    def bound(self, name: str) -> Node:
+        """A sum or a product over an index, from its first to its last value."""
+        index = self.group()
+        if len(index) < 3 or index[0].kind != "letters" or len(index[0].text) > 1 or index[1] != symbol("="):
+            raise UnreadableError(f"\\{name} without an index")
+        self.expect("^")
+        upper = self.exponent()
+        lower, body = self.inner(index[2:]), self.product()
+        self.last_kind = "group"
+        return ("bound", (name, index[0].text), [lower, upper, body])
 
     def accented(self) -> tuple[Token, ...]:
         token = self.token()
@@ -325,6 +338,14 @@ class Atoms(ABC):
     @abstractmethod
     def sum(self) -> Node:
         """An expression."""
+
+    @abstractmethod
+    def product(self) -> Node:
+        """A term of a sum."""
+
+    @abstractmethod
+    def inner(self, tokens: tuple[Token, ...]) -> Node:
+        """The tree of tokens that have been taken out."""
 
     @abstractmethod
     def exponent(self) -> Node:

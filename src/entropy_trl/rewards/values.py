@@ -8,12 +8,14 @@ import math
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 
 from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.budget import TooLargeError, spend
 from entropy_trl.rewards.tokens import UnreadableError
 
 
@@ -23,10 +25,7 @@ _CONSTANTS = {"pi", "e", "i"}
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _MOST_SIGNS = 4
 _IN_PROCESS_BITS = 4000
-
-
-class TooLargeError(UnreadableError):
-    """A number that has too many digits to be compared."""
+_MOST_BITS = 40_000  # of an exact number: an answer such as 9^{9^{9^9}} has more than any machine holds
 
 
 def symbols(node: Any) -> frozenset[str]:
@@ -39,14 +38,28 @@ def symbols(node: Any) -> frozenset[str]:
     return frozenset()
 
 
+def constants(node: Any) -> frozenset[str]:
+    """The names of the constants in a tree, as `pi`."""
+    if isinstance(node, tuple) and node and node[0] == "symbol":
+        return frozenset({node[1]} & _CONSTANTS)
+    return frozenset().union(*map(constants, node)) if isinstance(node, tuple | list) else frozenset()
+
+
 def contains(node: Any, names: set[str]) -> bool:
     """Whether a node of one of these kinds is in a tree."""
-    if isinstance(node, tuple) and node and isinstance(node[0], str) and node[0] in names:
-        return True
-    return isinstance(node, tuple | list) and any(contains(part, names) for part in node)
+    stack = [node]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, tuple):
+            if part and isinstance(part[0], str) and part[0] in names:
+                return True
+            stack.extend(part)
+        elif isinstance(part, list):
+            stack.extend(part)
+    return False
 
 
-def exact(node: Node, bits: int | None = None) -> Fraction | None:
+def exact(node: Node, bits: int = _MOST_BITS) -> Fraction | None:
     """The value of an expression of rational numbers, None of any other, or of one with more bits than `bits`."""
     kind = node[0]
     if kind == "number":
@@ -55,16 +68,18 @@ def exact(node: Node, bits: int | None = None) -> Fraction | None:
         total = Fraction(kind == "multiply")
         for part in node[1]:
             value = exact(part, bits)
-            if value is None or (bits and _bits(total) + _bits(value) > bits):
+            if value is None or _bits(total) + _bits(value) > bits:
                 return None
+            _spend_bits(_bits(total) + _bits(value))
             total = total + value if kind == "add" else total * value
         return total
     if kind == "power":
         base, exponent = exact(node[1], bits), exact(node[2], bits)
         if base is None or exponent is None or exponent.denominator != 1:
             return None
-        if bits and _bits(base) * abs(exponent) > bits:
+        if _bits(base) * abs(exponent) > bits:
             return None
+        _spend_bits(_bits(base) * abs(exponent))
         if not base and exponent <= 0:
             raise UnreadableError("a division by zero")
         return base**exponent.numerator
@@ -73,14 +88,19 @@ def exact(node: Node, bits: int | None = None) -> Fraction | None:
         if any(n is None or n.denominator != 1 or n < 0 for n in numbers):
             return None
         integers = [n.numerator for n in numbers if n is not None]
-        if bits and integers[0] > 400:
+        if integers[0] > bits // 10:
             return None
+        _spend_bits(10 * integers[0])
         return Fraction(math.factorial(integers[0]) if kind == "factorial" else math.comb(*integers))
     return None
 
 
 def _bits(value: Fraction) -> int:
     return value.numerator.bit_length() + value.denominator.bit_length()
+
+
+def _spend_bits(bits: int | Fraction) -> None:
+    spend(2 + 3e-6 * float(bits) ** 2)
 
 
 def is_decimal(node: Node) -> bool:
@@ -97,7 +117,7 @@ def _has_decimal(node: Any) -> bool:
 
 def equal_values(reference: Node, answer: Node, quick: bool = False) -> bool | None:
     """Whether two expressions are equal; with `quick`, None where it takes more than small rational numbers to know."""
-    bits = _IN_PROCESS_BITS if quick else None
+    bits = _IN_PROCESS_BITS if quick else _MOST_BITS
     target, value = exact(reference, bits), exact(answer, bits)
     if target is not None and value is not None:
         return target == value or (is_decimal(reference) and is_close(value, target))
@@ -123,8 +143,9 @@ def _agree(first: Node, second: Node, point: int) -> bool:
     """Whether two expressions have one value at a point, to twice as many digits as their parts have."""
     with mpmath.workdps(30):
         probe = _Evaluator(30, point)
-        probe.value(first)
-        probe.value(second)
+        values = [probe.value(first), probe.value(second)]
+        if probe.size < 5 and abs(values[0] - values[1]) > mpmath.mpf(10) ** -8 * max(1, abs(values[0])):
+            return False  # far more than what 30 digits leave open
     size = probe.size + 2
     with mpmath.workdps(5 * size + 60):
         evaluator = _Evaluator(5 * size + 60, point)
@@ -155,6 +176,13 @@ def number(node: Node) -> Any:
     return mpmath.re(value) if mpmath.im(value) == 0 else None
 
 
+@lru_cache(maxsize=4096)
+def _sample(name: str, point: int, digits: int) -> Any:
+    """The value of an unknown at a point, with these digits."""
+    seed = zlib.crc32(f"{name} {point}".encode("utf-8", "surrogatepass"))
+    return mpmath.mpf(seed) / 2**30 + mpmath.mpf(zlib.crc32(f"{seed}".encode())) / 2**62 + mpmath.mpf(1) / 7
+
+
 class _Evaluator:
     """Values at one point, and the size of the largest and smallest number on the way, in digits."""
 
@@ -165,6 +193,7 @@ class _Evaluator:
         self.in_angle = False
 
     def value(self, node: Node) -> Any:
+        spend(5 + self.digits / 20)
         result = self.raw(node)
         if not mpmath.isfinite(result):
             raise UnreadableError("a division by zero")
@@ -201,11 +230,14 @@ class _Evaluator:
             return self.call(node[1], node[2])
         raise UnreadableError(f"a {kind} in an expression")
 
+    def spend(self, slow: bool = False) -> None:
+        """Pay for a function; gamma's series takes the third power of the digits."""
+        spend(300 + self.digits**3 / 1500 if slow else 60 + self.digits**2 / 700)
+
     def symbol(self, name: str) -> Any:
         if name in _CONSTANTS:
             return {"pi": +mpmath.pi, "e": +mpmath.e, "i": mpmath.mpc(0, 1)}[name]
-        seed = zlib.crc32(f"{name} {self.point}".encode("utf-8", "surrogatepass"))
-        return mpmath.mpf(seed) / 2**30 + mpmath.mpf(zlib.crc32(f"{seed}".encode())) / 2**62 + mpmath.mpf(1) / 7
+        return _sample(name, self.point, self.digits)
 
     def power(self, base: Any, exponent: Any) -> Any:
         if not base:
@@ -214,11 +246,13 @@ class _Evaluator:
             return mpmath.mpf(0)
         if mpmath.mag(exponent) > 40 or abs(exponent) * max(1, abs(mpmath.mag(base))) > 3.4 * _MOST_DIGITS:
             raise TooLargeError("a power with too many digits")
+        self.spend()
         return mpmath.power(base, exponent)
 
     def gamma(self, value: Any) -> Any:
         if abs(value) > 1000:
             raise TooLargeError("a factorial with too many digits")
+        self.spend(slow=True)
         return mpmath.gamma(value)
 
     def call(self, name: str, arguments: list[Node]) -> Any:
@@ -236,13 +270,18 @@ class _Evaluator:
         if name == "binom":
             if any(abs(value) > 1000 for value in values):
                 raise TooLargeError("a binomial coefficient with too many digits")
+            self.spend(slow=True)
             return mpmath.binomial(*values)
         if name in ("ln", "log", "lg"):
             if not first:
                 raise UnreadableError("a logarithm of zero")
+            self.spend()
             if name == "lg":
                 return mpmath.log(first) / mpmath.log(10)
-            return mpmath.log(first) / (mpmath.log(values[1]) if len(values) == 2 else 1)
+            if len(values) == 2:
+                return mpmath.log(first) / mpmath.log(values[1])
+            # Of `log` the base is unclear, but it is the same one throughout an expression.
+            return mpmath.log(first) / (1 if name == "ln" else self.symbol("the base of log"))
         if name in ("max", "min"):
             if any(mpmath.im(value) for value in values):
                 raise UnreadableError("an order of complex numbers")
@@ -252,6 +291,7 @@ class _Evaluator:
         if name in _FUNCTIONS:
             if abs(first) > 10**6:
                 raise TooLargeError("a function of a large number")
+            self.spend()
             return _FUNCTIONS[name](first)
         raise UnreadableError(f"a function, {name}")
 
@@ -265,8 +305,7 @@ _FUNCTIONS = {
 
 def signs(node: Node) -> list[Node]:
     r"""The expressions that one with `\pm` stands for: every sign by itself, but for `\mp`, which goes with `\pm`."""
-    count = _count_signs(node, "pm")
-    has_opposite = _count_signs(node, "mp") > 0
+    count, has_opposite = count_signs(node)
     if not count and not has_opposite:
         return [node]
     if count > _MOST_SIGNS:
@@ -275,10 +314,19 @@ def signs(node: Node) -> list[Node]:
     return [_with_signs(node, iter(choice), choice[0]) for choice in choices]
 
 
-def _count_signs(node: Any, sign: str) -> int:
-    if isinstance(node, tuple) and node[:1] == ("sign",):
-        return int(node[1] == sign)
-    return sum(_count_signs(part, sign) for part in node) if isinstance(node, tuple | list) else 0
+def count_signs(node: Any) -> tuple[int, int]:
+    r"""How often `\pm` and `\mp` are in a tree."""
+    found = {"pm": 0, "mp": 0}
+    stack = [node]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, tuple):
+            if part[:1] == ("sign",):
+                found[part[1]] += 1
+            stack.extend(part)
+        elif isinstance(part, list):
+            stack.extend(part)
+    return found["pm"], found["mp"]
 
 
 def _with_signs(node: Any, choice: Iterator[int], first: int) -> Any:
