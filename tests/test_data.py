@@ -18,6 +18,7 @@ from trl.trainer.utils import repeat_iterable_dataset
 
 from entropy_trl.cli import train_main
 from entropy_trl.data import RowOptions, load_rows, prepare_rows
+from entropy_trl.data.options import RowFields
 from entropy_trl.data.stream import Digests
 from entropy_trl.script_args import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
@@ -364,6 +365,16 @@ def test_mistaken_options(options, expected):
         load_rows(str(SAMPLE), **options)
 
 
+def test_options_as_a_value_and_by_keyword(write):
+    source = write([upstream("1 + 1?"), upstream("求 $1 + 2$ 的值。", "3")])
+    options = RowOptions(language="zh", prompt_template="raw")
+    assert load_rows(source, options=options)["solution"][:] == ["3"]
+    (row,) = load_rows(source, options=options, language="en")
+    assert row["prompt"] == TEMPLATES["raw"].messages("1 + 1?")
+    with pytest.raises(TypeError, match="max_bad_row"):
+        load_rows(source, max_bad_row=0.1)
+
+
 def test_rows_in_bounded_memory(tmp_path):
     """128,000 rows, of which 64 differ, take less memory than their 78 MB of text would: measured by the benchmark."""
     spec = importlib.util.spec_from_file_location("benchmark_data", ROOT / "benchmarks" / "data.py")
@@ -595,6 +606,8 @@ def test_missing_column_names_those_present(write):
 
 
 def test_script_arguments_are_the_options():
+    assert RowFields.__annotations__ == RowOptions.__annotations__
+    assert set(RowOptions.__annotations__) - set(ROW_OPTIONS) == {"tokenizer", "chat_template_kwargs"}
     for name in ROW_OPTIONS:
         assert (getattr(CovGRPOScriptArguments, name) or None) == (getattr(RowOptions, name) or None)
 

@@ -378,7 +378,7 @@ def _read_rows(
 ) -> "Dataset | IterableDataset":
     from trl import get_dataset
 
-    from entropy_trl.data import load_rows, prepare_rows
+    from entropy_trl.data import RowOptions, load_rows, prepare_rows
 
     with _usage_errors(ValueError, OSError):
         if not mixture_args.datasets:
@@ -387,12 +387,12 @@ def _read_rows(
                 split=split,
                 config=script_args.dataset_config,
                 streaming=script_args.dataset_streaming,
-                **options,
+                options=RowOptions(**options),
             )
         mixture = get_dataset(mixture_args)
         if split not in mixture:
             raise UsageError(f"The mixture of datasets has no split {split!r}: set test_split_size to make 'test'.")
-        return prepare_rows(mixture[split], name="datasets", **options)
+        return prepare_rows(mixture[split], name="datasets", options=RowOptions(**options))
 
 
 def _row_options(
