@@ -4,7 +4,6 @@ import importlib.util
 import json
 import logging
 import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from entropy_trl.cli import train_main
 from entropy_trl.data import RowOptions, load_rows, prepare_rows
 from entropy_trl.data.options import RowFields
 from entropy_trl.data.stream import Digests
+from entropy_trl.rewards import MathReward
 from entropy_trl.script_args import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
 from entropy_trl.templates import TEMPLATES
@@ -224,19 +224,23 @@ def test_nothing_is_said_where_nothing_is_dropped(write, caplog):
     assert caplog.text == ""
 
 
-NO_RESULT = "math-verify cannot read, or that is no result"
+NO_RESULT = "have an answer that is no result"
+NOT_ACCEPTED = "have an answer that math_reward cannot read"
 BAD = [
     ({"problem": None}, "have no prompt"),
     ({"problem": " \n"}, "have no prompt"),
     ({"answer": None}, "have no answer"),
     ({"answer": " "}, "have no answer"),
     ({"answer": "see above ####"}, "have no answer"),
-    ({"answer": "}{ \\frac"}, NO_RESULT),
     ({"answer": "proof"}, NO_RESULT),
     ({"answer": "NotFound"}, NO_RESULT),
     ({"answer": "We add both numbers, so it is 4."}, NO_RESULT),
     ({"answer": "?"}, NO_RESULT),
-    ({"answer": "x + " * 250 + "x"}, NO_RESULT),  # longer than what the reward compares
+    ({"answer": "}{ \\frac"}, NOT_ACCEPTED),
+    ({"answer": "\\frac{1}{2"}, NOT_ACCEPTED),
+    ({"answer": "\\,"}, NOT_ACCEPTED),
+    ({"answer": "x + " * 250 + "x"}, NOT_ACCEPTED),  # longer than what the reward compares
+    ({"answer": "7" * 1001}, NOT_ACCEPTED),
 ]
 
 
@@ -244,12 +248,12 @@ BAD = [
 def test_bad_rows_are_named_and_too_many_are_an_error(write, caplog, change, reason):
     rows = [{"problem": f"{i} + 1?", "answer": str(i + 1)} for i in range(20)]
     rows[7] |= change
-    with pytest.raises(ValueError, match=rf"1 of 20 different rows cannot .* max_bad_rows \(0.01 .*{reason} \(row 7\)"):
+    with pytest.raises(ValueError, match=rf"1 of 20 different rows cannot .* max_bad_rows .*{reason}.* \(row 7\)"):
         load_rows(write(rows))
     assert caplog.text == ""
     loaded = load_rows(write(rows), max_bad_rows=0.05)
     assert loaded["solution"][:] == [row["answer"] for i, row in enumerate(rows) if i != 7]
-    assert f"1 {reason}" in caplog.text or f"1 have an answer that {reason}" in caplog.text
+    assert f"1 {reason}" in caplog.text
 
 
 def test_bad_chats(write):
@@ -280,13 +284,20 @@ def test_answers_that_are_maths(write, answer):
     assert load_rows(write([{"problem": "?", "answer": answer}]))["solution"][:] == [answer]
 
 
-def test_an_answer_that_takes_forever_to_read(write, monkeypatch):
-    """math-verify gives up after its time limit, and the row is named before training."""
-    monkeypatch.setattr("math_verify.parser.latex2sympy", lambda *args, **kwargs: time.sleep(60))
-    rows = [{"problem": "1 + 1?", "answer": "2"}, {"problem": "Large?", "answer": "9^{9}"}]
-    start = time.perf_counter()
-    assert load_rows(write(rows), max_bad_rows=0.5)["solution"][:] == ["2"]
-    assert time.perf_counter() - start < 30
+def test_a_reference_is_read_where_the_prompt_asks_for_the_answer(write):
+    """`Answer: ...` is one line, so no completion could give two. A box takes them."""
+    rows = [upstream("1 + 1?"), upstream("A matrix?", "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}")]
+    with pytest.raises(ValueError, match=rf"1 of 2 different rows .* {NOT_ACCEPTED}.* \(row 1\)"):
+        load_rows(write(rows))
+    assert len(load_rows(write(rows), prompt_template="qwen_boxed")) == 2
+
+
+def test_every_reference_that_is_kept_earns_1(write):
+    answers = ["9^{9^{9^{9}}}", "\\text{no solution}", "x \\equiv 2 \\pmod 5", "\\frac{12}{5}", "x>3", "\\emptyset"]
+    rows = load_rows(write([{"problem": f"{i}?", "answer": answer} for i, answer in enumerate(answers)]))
+    assert rows["solution"][:] == answers
+    completions = [f"So it is \\boxed{{{answer}}}." for answer in answers]
+    assert MathReward(workers=0)(completions, rows["solution"], rows["answer_format"]) == [1.0] * len(answers)
 
 
 def test_no_row_left(write):

@@ -11,11 +11,12 @@ from entropy_trl.templates import ANSWER_FORMATS
 
 NO_PROMPT = "have no prompt"
 NO_ANSWER = "have no answer"
-BAD_ANSWER = "have an answer that math-verify cannot read, or that is no result"
+NO_RESULT = "have an answer that is no result, but a placeholder or a worked solution"
+NOT_ACCEPTED = "have an answer that math_reward cannot read: it would be wrong as its own answer"
 BAD_FORMAT = f"have an answer_format that is none of {', '.join(ANSWER_FORMATS)}"
 NO_PROBLEM = "have a prompt with instructions of an unknown wording, which prompt_template cannot replace"
 TOO_LONG = "have a prompt longer than max_prompt_length"
-BAD = (NO_PROMPT, NO_ANSWER, BAD_ANSWER, BAD_FORMAT, NO_PROBLEM, TOO_LONG)
+BAD = (NO_PROMPT, NO_ANSWER, NO_RESULT, NOT_ACCEPTED, BAD_FORMAT, NO_PROBLEM, TOO_LONG)
 OTHER_LANGUAGE = "are in another language"
 OVERLAP = "overlap an evaluation problem"
 REPEAT = "repeat an earlier row's prompt and answer"

@@ -1,7 +1,6 @@
 """Reading one row: where its parts are, and what becomes of them."""
 
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from entropy_trl.data.dropped import BAD_ANSWER, BAD_FORMAT, NO_ANSWER, NO_PROBLEM, NO_PROMPT, OTHER_LANGUAGE
+from entropy_trl.data.answers import final_result, refusal
+from entropy_trl.data.dropped import BAD_FORMAT, NO_ANSWER, NO_PROBLEM, NO_PROMPT, OTHER_LANGUAGE
 from entropy_trl.data.options import DEFAULT_TEMPLATE, RowOptions
 from entropy_trl.templates import ANSWER_FORMATS, PromptTemplate, bare_problem, get_template, recognise
 
@@ -19,16 +19,6 @@ SOLUTION_COLUMNS = ("answer", "final_answer", "label", "solution")
 """The usual columns of the answer, in the order in which they are tried. Evaluation tries the same."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
-# Results that math-verify does not read: `34.`, `0.\overline{3}`, `10:30 a.m.`.
-_LITERAL = re.compile(
-    r"-?\d+\.|-?\d*\.\d*\\overline\s*(?:\{\d+\}|\d)|\d{1,2}:\d{2}(?::\d{2})?\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE
-)
-_PLACEHOLDERS = {"proof", "notfound", "not found", "none", "null", "nan", "n/a", "unknown"}
-# Words of a derivation. A text with one of them among four words or more is a worked solution, not a result.
-_DERIVATION = re.compile(r"\b(?:we|since|so|thus|hence|therefore|because|answer|let)\b", re.IGNORECASE)
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_MOST_WORDS = 12
 
 
 @dataclass(frozen=True)
@@ -115,8 +105,8 @@ class Reading:
             solution = final_result(_get(row, self.solution))
             if not solution:
                 return read | {"dropped": NO_ANSWER}
-            if not _is_maths(solution):
-                return read | {"dropped": BAD_ANSWER}
+            if refused := refusal(solution, read["answer_format"]):
+                return read | {"dropped": refused}
             read["solution"] = solution
         if self.language is not None and self.language != ("zh" if HAN.search(read["problem"]) else "en"):
             read["dropped"] = OTHER_LANGUAGE
@@ -142,62 +132,6 @@ def prompt_text(prompt: Any) -> str:
     contents = [message.get("content") for message in prompt]
     texts = [str(content or "") for content in contents]
     return "\n\n".join(texts) if texts[-1].strip() else ""
-
-
-def final_result(answer: Any) -> str:
-    r"""The result in an answer: all of it, or what GSM8K has after `####`, or MATH in the last `\boxed{}`."""
-    if isinstance(answer, Sequence) and not isinstance(answer, str) and len(answer) == 1:
-        answer = answer[0]
-    if answer is None or answer != answer or (isinstance(answer, (Sequence, Mapping)) and not isinstance(answer, str)):
-        return ""  # NaN is what pandas has for a missing number
-    text = str(answer).rsplit("####", maxsplit=1)[-1].strip()
-    if "\\boxed" in text:
-        from entropy_trl.rewards import final_answer
-
-        text = final_answer(text)
-    return text
-
-
-def _is_maths(answer: str) -> bool:
-    """Check that an answer is a result which `math_reward` can accept: no placeholder, and no worked solution."""
-    if _NUMBER.fullmatch(answer):
-        return True
-    if answer.lower().strip(" .") in _PLACEHOLDERS:
-        return False
-    words = len(_WORD.findall(answer))
-    if words > _MOST_WORDS or (words >= 4 and _DERIVATION.search(answer)):
-        return False
-    from math_verify import parse
-
-    from entropy_trl.rewards import final_answer
-    from entropy_trl.rewards.equality import EQUAL, LONGEST, compare
-
-    if len(answer) > LONGEST:  # `math_reward` compares no such text
-        return False
-
-    # math-verify's time limit works by signals, which only the main thread gets.
-    limit = 5 if threading.current_thread() is threading.main_thread() else None
-    box = rf"\boxed{{{answer}}}"
-    if not all(isinstance(parsed, str) for parsed in parse(box, parsing_timeout=limit)):
-        return True
-    # Clock times and repeating decimals: `math_reward` gives 1.0 to an answer that repeats them.
-    return bool(_LITERAL.fullmatch(answer)) and compare(final_answer(box, "boxed"), answer) == EQUAL
-
-
-def normal(text: str) -> str:
-    """A text with each run of white space as one blank: what makes two prompts, or two answers, the same."""
-    return " ".join(text.split())
-
-
-def normal_answer(text: str) -> str:
-    """Write a plain number without zeros that do not count, so that `025` and `25` are one answer."""
-    text = normal(text)
-    if not _NUMBER.fullmatch(text.removesuffix(".")):
-        return text
-    whole, _, decimals = text.removeprefix("-").partition(".")
-    decimals = decimals.rstrip("0")
-    number = (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
-    return f"-{number}" if text.startswith("-") and number != "0" else number
 
 
 def digest(text: str) -> int:

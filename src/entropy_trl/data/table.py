@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import numpy as np
 from datasets.fingerprint import Hasher
 
 from entropy_trl import templates
+from entropy_trl.data.answers import normal, normal_answer
 from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, hashed, normal, normal_answer, prompt_length
+from entropy_trl.data.reading import Reading, hashed, prompt_length
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _CODE_FILES = (
     Path(templates.__file__),
     *sorted((Path(templates.__file__).parent / "rewards").glob("*.py")),
 )
-_CODE = Hasher.hash([*(file.read_bytes() for file in _CODE_FILES), version("math-verify")])
+_CODE = Hasher.hash([file.read_bytes() for file in _CODE_FILES])
 
 
 def prepare_table(
