@@ -17,6 +17,7 @@ from trl.trainer.utils import repeat_iterable_dataset
 
 from entropy_trl.cli import train_main
 from entropy_trl.data import RowOptions, load_rows, prepare_rows
+from entropy_trl.data.dropped import NO_ANSWER, Dropped
 from entropy_trl.data.options import RowFields
 from entropy_trl.data.stream import Digests
 from entropy_trl.rewards import MathReward
@@ -254,6 +255,16 @@ def test_bad_rows_are_named_and_too_many_are_an_error(write, caplog, change, rea
     loaded = load_rows(write(rows), max_bad_rows=0.05)
     assert loaded["solution"][:] == [row["answer"] for i, row in enumerate(rows) if i != 7]
     assert f"1 {reason}" in caplog.text
+
+
+@pytest.mark.parametrize(("fraction", "different", "allowed"), [(0.29, 100, 29), (0.07, 100, 7), (1e-3, 3000, 3)])
+def test_the_allowed_number_of_bad_rows_is_exact(fraction, different, allowed):
+    dropped = Dropped("rows", count=different, different=different)
+    dropped.add(NO_ANSWER, range(allowed))
+    dropped.check(fraction)
+    dropped.add(NO_ANSWER, range(allowed + 1))
+    with pytest.raises(ValueError, match=rf"{allowed + 1} of {different} different rows"):
+        dropped.check(fraction)
 
 
 def test_bad_chats(write):
@@ -669,6 +680,7 @@ def test_training_on_a_stream(tmp_path, write, caplog, monkeypatch, dynamic):
         (["--dataset_name", str(SAMPLE), "--prompt_column", "problm"], "no column 'problm', which prompt_column names"),
         (["--dataset_name", str(SAMPLE), "--exclude_overlap", "no.jsonl"], "Data file 'no.jsonl' does not exist"),
         (["--dataset_name", str(SAMPLE), "--max_prompt_length", "9"], "64 of 64 different rows cannot be used"),
+        (["--dataset_name", str(SAMPLE), "--steps_per_generation", "512"], "no step would run"),
         (["--max_prompt_length", "9"], "max_prompt_length is for --dataset_name"),
     ],
 )

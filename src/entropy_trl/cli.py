@@ -284,6 +284,8 @@ class _Policy:
 
 def _prepare(argv: Sequence[str], prog: str) -> _Job:
     """Everything up to the first step of training; raises `UsageError`."""
+    from entropy_trl.rollout.sampling import check_prompts
+
     script_args, training_args, model_args, mixture_args = parse_train_args(argv, prog)
     checkpoint = _checkpoint(training_args)
     _check_model_choice(script_args, model_args)
@@ -291,6 +293,8 @@ def _prepare(argv: Sequence[str], prog: str) -> _Job:
     reward_funcs = _reward_functions(script_args, training_args.max_completion_length)
     train_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_train_split)
     _check_reward_columns(reward_funcs, train_dataset)
+    with _usage_errors(ValueError):  # before the model loads
+        check_prompts(training_args, train_dataset)
     eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None
     if training_args.eval_strategy != "no":
         if script_args.eval_benchmarks:

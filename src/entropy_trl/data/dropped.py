@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,8 @@ class Dropped:
         """Raises ValueError if too many rows cannot be used."""
         bad = [reason for reason in BAD if reason in self.rows]
         number = sum(self.numbers[reason] for reason in bad)
-        if number > max_bad_rows * self.different:
+        # The number as written: 0.29 of 100 rows are 29, although the product of the floats is 28.999.
+        if number > Fraction(str(max_bad_rows)) * self.different:
             raise ValueError(
                 f"Data set {self.name!r}: {number} of {self.different} different rows cannot be used, more than "
                 f"max_bad_rows ({max_bad_rows:g} of them) allows: {'; '.join(map(self._line, bad))}."
