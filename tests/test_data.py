@@ -624,6 +624,175 @@ def test_missing_column_names_those_present(write):
         load_rows(write([{"text": "?", "label": "1"}]))
 
 
+# References that are not text, prompts that are structures written as text, numbers beyond 64 bits
+
+BIG = 12345678901234567890123
+CHAT = json.dumps(TEMPLATES["raw"].messages("1 + 1?"))
+NOT_ONE = "have an answer that is a list of several values or a structure"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (["5"], "5"),
+        ([["5"]], "5"),
+        ('["5"]', "5"),
+        ("['5']", "5"),
+        ("[5]", "5"),
+        ('"5"', "5"),
+        (f"[{BIG}]", str(BIG)),
+        ("[0, 1]", "[0, 1]"),  # an interval
+        ("{1, 2}", "{1, 2}"),
+        ("[f'(x), 1]", "[f'(x), 1]"),
+        (5.0, "5"),
+        (0.5, "0.5"),
+        (True, "True"),
+        ("5\0", "5"),
+        ("Answer: 5", "5"),
+        ("So <answer>5</answer>", "5"),
+        ("We add, so \\fbox{5}.", "5"),
+        ("Add both.\n#### 5", "5"),
+        ("no real solution exists", "no real solution exists"),
+        ("all odd integers n", "all odd integers n"),
+        ("$$\n5\n$$", "$$\n5\n$$"),
+        (["5", "6"], NOT_ONE),
+        ({"value": "5"}, NOT_ONE),
+        ('["5", "6"]', NOT_ONE),
+        ('{"answer": "5"}', NOT_ONE),
+        ("{'a': ['b']}", NOT_ONE),
+        ("[" * 900 + "]" * 900, NOT_ONE),
+        ([], "have no answer"),
+        ("[null]", "have no answer"),
+        ("{}", "have no answer"),
+        ("2 + 2 = 4, so 4", NO_RESULT),
+        ("Step 1: add. Step 2: it is 4", NO_RESULT),
+        ("设 x=1 所以答案为 3", NO_RESULT),
+        ("2+2=4\n4*3=12", NO_RESULT),
+        ("<<2+2=4>>", NO_RESULT),
+        ("Adding both gives 4. Then we double it.", NO_RESULT),
+        ("<think>Easy.</think> 5", NO_RESULT),
+        ("\\therefore x = 5", NO_RESULT),
+    ],
+)
+def test_what_an_answer_says(write, caplog, answer, expected):
+    source = write([{"problem": "?", "answer": answer}])
+    if expected.startswith("have "):
+        with pytest.raises(ValueError, match=rf"1 of 1 different rows .* {expected}.* \(row 0\)"):
+            load_rows(source)
+    else:
+        assert load_rows(source)["solution"][:] == [expected]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", f'{{"problem": "1", "answer": {BIG}}}\n{{"problem": "2", "answer": 5}}\n', [str(BIG), "5"]),
+        ("b.json", f'[{{"problem": "1", "answer": {BIG}}}, {{"problem": "2", "answer": -{BIG}}}]', [BIG, -BIG]),
+        ("c.csv", f"problem,answer\n1,{BIG}\n2,025\n3,0.10\n4,\n5,NA\n", [BIG, "025", "0.10"]),
+        (
+            "d.jsonl",
+            '{"problem": "1", "answer": 9007199254740993}\n{"problem": "2", "answer": 0.5}\n',
+            [2**53 + 1, "0.5"],
+        ),
+        ("e.jsonl", f'{{"problem": "1", "answer": [{BIG}]}}\n{{"problem": "2", "answer": [3]}}\n', [BIG, 3]),
+        ("f.jsonl", f'{{"prompt": "1", "reward_model": {{"ground_truth": {BIG}}}}}\n', [BIG]),
+        ("g.jsonl", f'{{"problem": "1", "answer": {BIG}}}\n{{"problem": "2", "answer": "x"}}\n', [BIG, "x"]),
+        ("h.jsonl", f'{{"problem": "1\u2028", "answer": {BIG}}}\n\n{{"problem": "\\ud800", "answer": 1}}\n', [BIG, 1]),
+        ("i.json", f'\ufeff[{{"problem": "1", "id": {BIG}, "answer": "2"}}]', ["2"]),
+        ("j.jsonl", f'{{"problem": "1", "answer": {"9" * 5000}}}\n{{"problem": "2", "answer": 5}}\n', ["5"]),
+    ],
+)
+def test_numbers_are_read_as_they_are_written(tmp_path, name, text, expected, streaming):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    rows = load_rows(str(tmp_path / name), streaming=streaming, max_bad_rows=1.0)
+    assert [row["solution"] for row in rows] == list(map(str, expected))
+
+
+def test_integers_that_have_lost_digits_are_refused(write):
+    rows = [{"problem": "1", "answer": float(BIG)}, {"problem": "2", "answer": 5.0}, {"problem": "3", "answer": 1e20}]
+    with pytest.raises(ValueError, match=r"1 have an integer answer that is stored as a float, .* \(row 0\)"):
+        load_rows(write(rows, "rows.parquet"))
+    assert load_rows(write(rows, "rows.parquet"), max_bad_rows=0.5)["solution"][:] == ["5", "1e+20"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.csv", "problem,answer\n1,2,3\n4,5\n", "first row has 3 values for 2 columns"),
+        ("b.csv", "problem,answer,answer\n1,2,3\n", "column 'answer' is there twice"),
+        ("c.jsonl", '{"problem": "1", "answer": "2", "answer": "3"}\n', "twice"),
+        ("d.jsonl", '{"problem": "1", "answer": ' + "[" * 3000 + "]" * 3000 + "}\n", "line 1 is nested too deeply"),
+        ("e.jsonl", '{"problem": "1", "answer": "2"}\n{"problem": "3", "ans', "(line 2|row 1)"),
+        ("f.json", '[{"problem": "1", "answer": "2"}', "position|the list"),
+        ("g.jsonl", "5\n6\n", "no JSON object|changed from object to number"),
+        ("h.csv", 'problem,answer\n"1,2\n', "EOF inside string|Error tokenizing"),
+        ("i.parquet", "problem", "Parquet"),
+    ],
+)
+def test_damaged_files_are_told_in_a_line(tmp_path, name, text, reason, streaming):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}' cannot be read.*({reason})"):
+        load_rows(str(tmp_path / name), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+@pytest.mark.parametrize("text", [CHAT, str(json.loads(CHAT)), CHAT[1:-1]])
+def test_a_prompt_that_is_the_text_of_a_chat(write, name, text, streaming):
+    rows = list(load_rows(write([{"prompt": text, "answer": "2"}], name), streaming=streaming))
+    assert [row["prompt"] for row in rows] == [json.loads(CHAT)]
+
+
+def test_prompts_of_two_kinds(write, caplog):
+    rows = [
+        {"prompt": CHAT, "answer": "2"},
+        {"prompt": "3?", "answer": "3"},
+        {"prompt": '[{"role": "user"}]', "answer": "4"},
+    ]
+    assert load_rows(write(rows), max_bad_rows=1.0)["prompt"][:] == [json.loads(CHAT)]
+    assert "1 have a prompt of another kind than the first row has" in caplog.text
+    assert "1 have no prompt (row 2)" in caplog.text
+    assert load_rows(write(rows[1::-1]), max_bad_rows=1.0)["prompt"][:] == ["3?"]
+    assert problems(load_rows(write(rows[:2]), prompt_template="raw")) == ["1 + 1?", "3?"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_answer_beside_a_reward_model_without_one(tmp_path, streaming):
+    models = [None, {"ground_truth": "4"}, {"ground_truth": " "}, {"ground_truth": None}, {"style": "rule"}]
+    lines = [{"prompt": f"{i}?", "reward_model": model, "answer": str(i + 5)} for i, model in enumerate(models)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert solutions(load_rows(str(tmp_path / "a.jsonl"), streaming=streaming)) == [5, 4, 7, 8, 9]
+    named = [{"prompt": "1?", "reward_model": "org/model", "answer": "5"}]
+    (tmp_path / "b.jsonl").write_text(json.dumps(named[0]))
+    assert solutions(load_rows(str(tmp_path / "b.jsonl"), streaming=streaming)) == [5]
+    (tmp_path / "c.csv").write_text(
+        'prompt,reward_model\n1?,"{""ground_truth"": ""5""}"\n2?,"{\'ground_truth\': \'6\'}"\n'
+    )
+    assert solutions(load_rows(str(tmp_path / "c.csv"), streaming=streaming)) == [5, 6]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_label_that_is_a_class_is_no_answer(write, name, streaming):
+    rows = [{"prompt": "1?", "label": True}, {"prompt": "2?", "label": False}]
+    assert all("solution" not in row for row in load_rows(write(rows, name), streaming=streaming))
+    rows = [row | {"final_answer": "3", "prompt": row["prompt"]} for row in rows]
+    loaded = load_rows(write(rows, "b" + name), streaming=streaming, solution_column="final_answer")
+    assert solutions(loaded) == [3, 3]
+
+
+@pytest.mark.parametrize("column", ["problem", "prompt"])
+def test_bytes_are_text(tmp_path, column):
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict({column: [b"1 + 1?"], "answer": [b"2"]}).to_parquet(path)
+    (row,) = load_rows(str(path), prompt_template="raw")
+    assert (row["prompt"], row["solution"]) == (TEMPLATES["raw"].messages("1 + 1?"), "2")
+    (row,) = load_rows(str(path))
+    assert row["prompt"] == ("1 + 1?" if column == "prompt" else TEMPLATES["qwen_boxed"].messages("1 + 1?"))
+
+
 # The command line
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from entropy_trl.data.answers import final_result, refusal
-from entropy_trl.data.dropped import BAD_FORMAT, NO_ANSWER, NO_PROBLEM, NO_PROMPT, OTHER_LANGUAGE
+from entropy_trl.data.answers import read_answer, refusal
+from entropy_trl.data.dropped import BAD_FORMAT, MIXED_PROMPT, NO_ANSWER, NO_PROBLEM, NO_PROMPT, OTHER_LANGUAGE
 from entropy_trl.data.options import DEFAULT_TEMPLATE, RowOptions
+from entropy_trl.data.structures import chat, field_of, parsed
 from entropy_trl.templates import ANSWER_FORMATS, PromptTemplate, bare_problem, get_template, recognise
 
 
-_PROBLEM_COLUMNS = ("problem", "question")
+PROBLEM_COLUMNS = ("problem", "question")
 SOLUTION_COLUMNS = ("answer", "final_answer", "label", "solution")
 """The usual columns of the answer, in the order in which they are tried. Evaluation tries the same."""
 
@@ -27,13 +28,19 @@ class Reading:
 
     prompt: str
     solution: str | None
+    fallback: str | None  # the column of the answer where `reward_model` has none
     bare: bool  # a text in `prompt` is a problem, not a ready prompt
+    chat_text: bool  # a text in `prompt` is the JSON of a chat
+    no_booleans: bool  # the column of the answer may be a class, as in preference data
     has_format: bool
     template: PromptTemplate | None
     language: str | None
 
     @classmethod
-    def of(cls, columns: Sequence[str], name: str, options: RowOptions) -> "Reading":
+    def of(
+        cls, columns: Sequence[str], name: str, options: RowOptions, samples: Sequence[Mapping[str, Any]] = ()
+    ) -> "Reading":
+        """Find the parts by the names of the columns and, where they are not enough, in the first rows."""
         for option in ("prompt_column", "solution_column"):
             column = getattr(options, option)
             if column is not None and column not in columns and column.partition(".")[0] not in columns:
@@ -43,7 +50,7 @@ class Reading:
                 )
         prompt = options.prompt_column
         if prompt is None:
-            prompt = next((column for column in ("prompt", *_PROBLEM_COLUMNS) if column in columns), None)
+            prompt = next((column for column in ("prompt", *PROBLEM_COLUMNS) if column in columns), None)
         if prompt is None:
             raise ValueError(
                 f"Data set {name!r} has no column 'prompt', 'problem' or 'question': its columns are "
@@ -51,16 +58,23 @@ class Reading:
             )
         # A row of a worked example has its reasoning in `solution` and its result in `answer`, so `answer` goes first,
         # except beside `prompt`, where TRL's convention is that `solution` is the result.
-        solution = options.solution_column
-        if solution is None and "reward_model" in columns:
-            solution = "reward_model.ground_truth"
+        solution, fallback = options.solution_column, None
         if solution is None:
             candidates = ("solution", *SOLUTION_COLUMNS) if prompt == "prompt" else SOLUTION_COLUMNS
-            solution = next((column for column in candidates if column in columns), None)
+            usable = [c for c in candidates if c in columns and not (c == "label" and _is_class(_first(samples, c)))]
+            if "reward_model" in columns and _may_have_ground_truth(samples):
+                usable.insert(0, "reward_model.ground_truth")
+            solution, fallback = [*usable, None, None][:2]
+        if solution != "reward_model.ground_truth":
+            fallback = None
+        prompt_sample = next((v for row in samples if prompt_text(v := field_of(row, prompt)).strip()), None)
         return cls(
             prompt=prompt,
             solution=solution,
+            fallback=fallback,
             bare=prompt != "prompt" or "source_prompt" in columns,
+            chat_text=isinstance(prompt_sample, str) and chat(prompt_sample) is not None,
+            no_booleans=options.solution_column is None and "label" in (solution, fallback),
             has_format="answer_format" in columns,
             template=None if options.prompt_template is None else get_template(options.prompt_template),
             language=options.language,
@@ -69,7 +83,7 @@ class Reading:
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        parts = [self.prompt, self.solution, "answer_format" if self.has_format else None]
+        parts = [self.prompt, self.solution, self.fallback, "answer_format" if self.has_format else None]
         return list(dict.fromkeys(part.partition(".")[0] for part in parts if part is not None))
 
     @property
@@ -82,7 +96,13 @@ class Reading:
         read: dict[str, Any] = {"prompt": None, "answer_format": None, "problem": "", "dropped": ""}
         if self.solution is not None:
             read["solution"] = None
-        prompt = _get(row, self.prompt)
+        prompt = field_of(row, self.prompt)
+        if isinstance(prompt, bytes):
+            prompt = prompt.decode("utf-8", errors="replace")
+        messages = chat(prompt) if isinstance(prompt, str) else None
+        if isinstance(prompt, str) and self.template is None and not self.bare and (messages is None) == self.chat_text:
+            return read | {"dropped": MIXED_PROMPT if prompt.strip() else NO_PROMPT}
+        prompt = prompt if messages is None else messages
         text = prompt_text(prompt)
         if not text.strip():
             return read | {"dropped": NO_PROMPT}
@@ -96,15 +116,15 @@ class Reading:
                 return read | {"dropped": BAD_FORMAT}
             read |= {"prompt": prompt, "answer_format": answer_format, "problem": text if known is None else known[1]}
         else:
-            problem = prompt if is_problem and known is None else bare_problem(prompt)
+            problem = text if is_problem and known is None else bare_problem(prompt)
             if problem is None:
                 return read | {"dropped": NO_PROBLEM}
             template = self.template or DEFAULT_TEMPLATE
             read |= {"prompt": template.messages(problem), "answer_format": template.answer_format, "problem": problem}
         if self.solution is not None:
-            solution = final_result(_get(row, self.solution))
-            if not solution:
-                return read | {"dropped": NO_ANSWER}
+            solution, missing = self._answer(row)
+            if missing:
+                return read | {"dropped": missing}
             if refused := refusal(solution, read["answer_format"]):
                 return read | {"dropped": refused}
             read["solution"] = solution
@@ -112,15 +132,30 @@ class Reading:
             read["dropped"] = OTHER_LANGUAGE
         return read
 
+    def _answer(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The answer of a row, and why there is none."""
+        solution, missing = "", NO_ANSWER
+        for column in (self.solution, self.fallback):
+            value = None if column is None else field_of(row, column)
+            if missing == NO_ANSWER and not (self.no_booleans and column == "label" and isinstance(value, bool)):
+                solution, missing = read_answer(value)
+        return solution, missing
 
-def _get(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a field of a structure in it."""
-    if column in row:
-        return row[column]
-    value: Any = row
-    for part in column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+
+def _first(samples: Sequence[Mapping[str, Any]], column: str) -> Any:
+    return next((row[column] for row in samples if row.get(column) is not None), None)
+
+
+def _is_class(value: Any) -> bool:
+    """Whether a value says which class a row is of, as `label` does in preference data, and is no answer."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+
+
+def _may_have_ground_truth(samples: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether `reward_model` is a structure with the answer, and not the name of a model."""
+    values = [value for row in samples if (value := row.get("reward_model")) is not None]
+    read = [parsed(value) if isinstance(value, str) else value for value in values]
+    return not read or any(isinstance(value, Mapping) and "ground_truth" in value for value in read)
 
 
 def prompt_text(prompt: Any) -> str:

@@ -17,16 +17,20 @@ rows that cannot be used, and what the options ask for. docs/data.md has the rul
 """
 
 from dataclasses import replace
+from itertools import islice
 from typing import Unpack
 
 import datasets
 
-from entropy_trl.data.loading import load_splits
+from entropy_trl.data.loading import UNREADABLE, cause, load_splits
 from entropy_trl.data.options import RowFields, RowOptions
 from entropy_trl.data.overlap import Benchmarks
 from entropy_trl.data.reading import Reading
 from entropy_trl.data.stream import prepare_stream
 from entropy_trl.data.table import prepare_table
+
+
+_SAMPLES = 20  # rows that show what the columns are
 
 
 def load_rows(
@@ -65,7 +69,8 @@ def load_rows(
     ```
     """
     options = replace(options or RowOptions(), **fields)
-    loaded = load_splits(source, config, streaming)
+    named = [column for column in (options.prompt_column, options.solution_column) if column]
+    loaded = load_splits(source, config, streaming, named)
     if split not in loaded:
         raise ValueError(f"Data set {source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
     return _prepare(loaded[split], source, options)
@@ -85,13 +90,14 @@ def prepare_rows(
 def _prepare(
     rows: datasets.Dataset | datasets.IterableDataset, name: str, options: RowOptions
 ) -> datasets.Dataset | datasets.IterableDataset:
-    if isinstance(rows, datasets.IterableDataset) and rows.column_names is None:
-        columns = list(next(iter(rows), {}))
-        if not columns:
-            raise ValueError(f"Data set {name!r} has no rows.")
-    else:
-        columns = list(rows.column_names)
-    reading = Reading.of(columns, name, options)
+    try:
+        samples = list(islice(rows, _SAMPLES))
+    except UNREADABLE as error:  # a stream is first read here
+        raise ValueError(f"Data set {name!r} cannot be read: {cause(error)}") from error
+    if not samples:
+        raise ValueError(f"Data set {name!r} has no rows.")
+    columns = list(rows.column_names or samples[0])
+    reading = Reading.of(columns, name, options, samples)
     benchmarks = Benchmarks(options.exclude_overlap, options.overlap_threshold)
     if isinstance(rows, datasets.IterableDataset):
         return prepare_stream(rows, columns, name, reading, benchmarks, options)
