@@ -783,6 +783,15 @@ def test_a_label_that_is_a_class_is_no_answer(write, name, streaming):
     assert solutions(loaded) == [3, 3]
 
 
+def test_the_number_of_a_class_is_no_answer():
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    rows = datasets.Dataset.from_dict({"prompt": ["1?", "2?"], "label": [0, 1]}, features=features)
+    assert prepare_rows(rows, name="classes").column_names == ["prompt", "label", "answer_format"]
+    assert solutions(prepare_rows(rows.add_column("solution", ["5", "6"]), name="classes")) == [5, 6]
+
+
 @pytest.mark.parametrize("column", ["problem", "prompt"])
 def test_bytes_are_text(tmp_path, column):
     path = tmp_path / "rows.parquet"

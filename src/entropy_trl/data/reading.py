@@ -38,9 +38,17 @@ class Reading:
 
     @classmethod
     def of(
-        cls, columns: Sequence[str], name: str, options: RowOptions, samples: Sequence[Mapping[str, Any]] = ()
+        cls,
+        columns: Sequence[str],
+        name: str,
+        options: RowOptions,
+        samples: Sequence[Mapping[str, Any]] = (),
+        classes: Sequence[str] = (),
     ) -> "Reading":
-        """Find the parts by the names of the columns and, where they are not enough, in the first rows."""
+        """Find the parts by the names of the columns and, where they are not enough, in the first rows.
+
+        Columns in `classes` have numbers that stand for the name of a class, and no answers.
+        """
         for option in ("prompt_column", "solution_column"):
             column = getattr(options, option)
             if column is not None and column not in columns and column.partition(".")[0] not in columns:
@@ -61,7 +69,9 @@ class Reading:
         solution, fallback = options.solution_column, None
         if solution is None:
             candidates = ("solution", *SOLUTION_COLUMNS) if prompt == "prompt" else SOLUTION_COLUMNS
-            usable = [c for c in candidates if c in columns and not (c == "label" and _is_class(_first(samples, c)))]
+            usable = [c for c in candidates if c in columns and c not in classes]
+            if "label" in usable and _is_class(_first(samples, "label")):
+                usable.remove("label")
             if "reward_model" in columns and _may_have_ground_truth(samples):
                 usable.insert(0, "reward_model.ground_truth")
             solution, fallback = [*usable, None, None][:2]

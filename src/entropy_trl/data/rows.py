@@ -97,7 +97,9 @@ def _prepare(
     if not samples:
         raise ValueError(f"Data set {name!r} has no rows.")
     columns = list(rows.column_names or samples[0])
-    reading = Reading.of(columns, name, options, samples)
+    features = rows.features or {}
+    classes = [column for column in columns if isinstance(features.get(column), datasets.ClassLabel)]
+    reading = Reading.of(columns, name, options, samples, classes)
     benchmarks = Benchmarks(options.exclude_overlap, options.overlap_threshold)
     if isinstance(rows, datasets.IterableDataset):
         return prepare_stream(rows, columns, name, reading, benchmarks, options)
