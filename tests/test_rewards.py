@@ -669,6 +669,37 @@ def test_mean_reward_by_source():
     assert ("math_reward/hard", 0.0) in logged
 
 
+def by_name(sources, reward=None):
+    logged = {}
+    arguments = {
+        "log_metric": lambda name, value: logged.setdefault(name.removeprefix("math_reward/"), []).append(value)
+    }
+    (reward or MathReward(workers=0))([box(1)] * len(sources), ["1"] * len(sources), source=sources, **arguments)
+    return logged
+
+
+def test_sources_named_like_a_metric_do_not_mix_into_it():
+    metrics = ["no_answer", "unparsed", "timeouts", "crashes", "distinct_answers", "other"]
+    logged = by_name([*metrics, "source/timeouts", "source", "easy"])
+    assert [logged[name] for name in ("no_answer", "unparsed", "timeouts", "crashes")] == [[0.0]] * 4
+    assert "distinct_answers" not in logged and "other" not in logged  # no prompts are given, and no source is pooled
+    named = [*(f"source/{name}" for name in metrics), "source/source/timeouts", "source", "easy"]
+    assert [logged[name] for name in named] == [[1.0]] * len(named)
+
+
+def test_most_sources_are_pooled(caplog):
+    reward = MathReward(workers=0)
+    frequent = [f"book {i}" for i in range(19)]
+    logged = by_name([f"https://example.org/{i}" for i in range(900)] + frequent * 2, reward)
+    assert len(logged) == 4 + 20 + 1
+    assert all(logged[name] == [1.0] * 2 for name in frequent)
+    assert len(logged["other"]) == 899
+    by_name(["late", "book 3"], reward)
+    assert set(by_name(["late", "book 3"], reward)) >= {"other", "book 3"}
+    assert caplog.text.count("more than 20 sources") == 1
+    assert "late" in by_name(["late"])  # another reward has names of its own
+
+
 def test_overlong_punishment_follows_the_longest_completion(tmp_path):
     from entropy_trl.cli import _reward_functions, parse_train_args
 

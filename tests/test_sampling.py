@@ -18,7 +18,7 @@ from entropy_trl import CovGRPOTrainer
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_model
 from entropy_trl.rollout.rounds import GenerationRounds, make_prompt_stream
-from entropy_trl.rollout.sampling import NoSignalError, PromptStream, fill_rollout, has_signal
+from entropy_trl.rollout.sampling import NoSignalError, PromptStream, check_prompts, fill_rollout, has_signal
 from entropy_trl.smoke import byte_tokenizer
 
 
@@ -51,6 +51,22 @@ def test_the_stream_has_each_row_once_an_epoch_and_goes_on_from_any_position(str
         resumed.position = position
         assert prompts(resumed.take(5)) == (taken + prompts(make().take(26))[21:])[position : position + 5]
         assert resumed.position == position + 5
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_data_smaller_than_a_rollout_is_an_error_before_the_model_loads(make_config, streamed):
+    """A rollout has 4 prompts: 8 x 2 completions, 4 each."""
+    few, enough = (rows(n).to_iterable_dataset() if streamed else rows(n) for n in (3, 4))
+    args = make_config()
+    check_prompts(args, enough)
+    with pytest.raises(
+        ValueError, match=r"has 3 rows, and a rollout needs 4 different prompts \(generation_batch_size=16"
+    ):
+        check_prompts(args, few)
+    for arguments in ([few], []):  # by position and by name
+        named = {} if arguments else {"train_dataset": few}
+        with pytest.raises(ValueError, match="no step would run"):
+            CovGRPOTrainer("no/such-model", digit_reward, args, *arguments, **named)
 
 
 def test_rows_that_are_put_back_come_again():

@@ -276,6 +276,8 @@ class _Policy:
 
 def _prepare(argv: Sequence[str], prog: str) -> _Job:
     """Everything up to the first step of training; raises `UsageError`."""
+    from entropy_trl.rollout.sampling import check_prompts
+
     script_args, training_args, model_args, mixture_args = parse_train_args(argv, prog)
     checkpoint = _checkpoint(training_args)
     _check_model_choice(script_args, model_args)
@@ -283,6 +285,8 @@ def _prepare(argv: Sequence[str], prog: str) -> _Job:
     reward_funcs = _reward_functions(script_args, training_args.max_completion_length)
     train_dataset = _load_split(script_args, training_args, policy, mixture_args, script_args.dataset_train_split)
     _check_reward_columns(reward_funcs, train_dataset)
+    with _usage_errors(ValueError):  # before the model loads
+        check_prompts(training_args, train_dataset)
     eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None
     if training_args.eval_strategy != "no":
         if script_args.eval_benchmarks:
@@ -370,7 +374,7 @@ def _read_rows(
 ) -> "Dataset | IterableDataset":
     from trl import get_dataset
 
-    from entropy_trl.data import load_rows, prepare_rows
+    from entropy_trl.data import RowOptions, load_rows, prepare_rows
 
     with _usage_errors(ValueError, OSError):
         if not mixture_args.datasets:
@@ -379,12 +383,12 @@ def _read_rows(
                 split=split,
                 config=script_args.dataset_config,
                 streaming=script_args.dataset_streaming,
-                **options,
+                options=RowOptions(**options),
             )
         mixture = get_dataset(mixture_args)
         if split not in mixture:
             raise UsageError(f"The mixture of datasets has no split {split!r}: set test_split_size to make 'test'.")
-        return prepare_rows(mixture[split], name="datasets", **options)
+        return prepare_rows(mixture[split], name="datasets", options=RowOptions(**options))
 
 
 def _row_options(

@@ -4,28 +4,19 @@ import argparse
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
 
+from entropy_trl.data.options import RowOptions
 from entropy_trl.templates import TEMPLATES
 
 
 logger = logging.getLogger(__name__)
 
-ROW_OPTIONS = (
-    "prompt_template",
-    "prompt_column",
-    "solution_column",
-    "language",
-    "exclude_overlap",
-    "overlap_threshold",
-    "max_prompt_length",
-    "max_bad_rows",
-    "dropped_rows_file",
-)
+ROW_OPTIONS = tuple(row.name for row in fields(RowOptions) if row.name not in ("tokenizer", "chat_template_kwargs"))
 """The script arguments that are fields of `entropy_trl.data.RowOptions`."""
 
 

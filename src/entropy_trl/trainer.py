@@ -26,7 +26,7 @@ from entropy_trl.monitor.regions import RegionWatch
 from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_prompt_stream, weighted_reward
-from entropy_trl.rollout.sampling import PromptStream
+from entropy_trl.rollout.sampling import PromptStream, check_prompts
 from entropy_trl.saving.resume import ResumingTrainer
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
 
@@ -81,6 +81,7 @@ class CovGRPOTrainer(ResumingTrainer):
         # The configuration checked itself when it was made; it may have been changed since.
         self.entropy_control = None if self._options is None else self._options.make_entropy_control()
         _check_reference(model, args, trainer_kwargs)
+        check_prompts(args, trainer_args[0] if trainer_args else trainer_kwargs.get("train_dataset"))
         # Of the rollout that is being made: TRL's rows and completions of this process, and all processes' rewards.
         self._rows: list[dict[str, Any]] = []
         self._completion_ids: list[list[int]] = []

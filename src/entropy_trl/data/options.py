@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from entropy_trl.templates import TEMPLATES, get_template
 
@@ -60,3 +60,19 @@ class RowOptions:
             raise ValueError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
         if self.max_prompt_length is not None and self.tokenizer is None:
             raise ValueError("max_prompt_length needs a tokenizer that counts the tokens.")
+
+
+class RowFields(TypedDict, total=False):
+    """The fields of `RowOptions` as keyword arguments: the types that a checker sees in `load_rows(source, ...)`."""
+
+    prompt_template: str | None
+    prompt_column: str | None
+    solution_column: str | None
+    language: Language | None
+    exclude_overlap: Sequence[str]
+    overlap_threshold: float
+    max_prompt_length: int | None
+    tokenizer: Any
+    chat_template_kwargs: Mapping[str, Any]
+    max_bad_rows: float
+    dropped_rows_file: str | None

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from entropy_trl.data.answers import normal, normal_answer
 from entropy_trl.data.dropped import (
     LATER_CONFLICT,
     NAMED_ROWS,
@@ -20,7 +21,7 @@ from entropy_trl.data.dropped import (
 )
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, digest, normal, normal_answer, prompt_length
+from entropy_trl.data.reading import Reading, digest, prompt_length
 
 
 logger = logging.getLogger(__name__)

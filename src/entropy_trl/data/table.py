@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,25 @@ import numpy as np
 from datasets.fingerprint import Hasher
 
 from entropy_trl import templates
+from entropy_trl.data.answers import normal, normal_answer
 from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, hashed, normal, normal_answer, prompt_length
+from entropy_trl.data.reading import Reading, hashed, prompt_length
 
 
 logger = logging.getLogger(__name__)
 
 # Two prompts, or two texts, are the same when these 64 bits are: a chance of 1e-7 for any pair among 2 million.
 _HASH = datasets.Value("uint64")
+_BYTES = ("binary", "large_binary")  # text, as some writers of Parquet leave it
 # `datasets` finds the cached result of a function by the function's name: a change of the code has to be in it too.
 _CODE_FILES = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(templates.__file__),
     *sorted((Path(templates.__file__).parent / "rewards").glob("*.py")),
 )
-_CODE = Hasher.hash([*(file.read_bytes() for file in _CODE_FILES), version("math-verify")])
+_CODE = Hasher.hash([file.read_bytes() for file in _CODE_FILES])
 
 
 def prepare_table(
@@ -54,11 +55,14 @@ def prepare_table(
     features = datasets.Features({column: rows.features[column] for column in rows.features})
     for column in reading.consumed:
         features.pop(column, None)
-    keeps_prompts = reading.template is None and not (reading.bare and _is_text(rows.features.get(reading.prompt)))
+    is_bare = reading.bare and _is_text(rows.features.get(reading.prompt))
+    keeps_prompts = reading.template is None and not is_bare and not reading.chat_text
     if not keeps_prompts:
         features["prompt"] = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
     elif reading.prompt in rows.features:
-        features["prompt"] = rows.features[reading.prompt]
+        feature = rows.features[reading.prompt]
+        is_bytes = isinstance(feature, datasets.Value) and feature.dtype in _BYTES
+        features["prompt"] = datasets.Value("string") if is_bytes else feature
     else:
         features = None  # a field of a structure: `datasets` finds the type
     if features is not None:
@@ -113,7 +117,7 @@ def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
 
 
 def _is_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", *_BYTES)
 
 
 def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None:

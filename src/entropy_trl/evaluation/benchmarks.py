@@ -137,7 +137,7 @@ def load_benchmark(
     """The problems of a benchmark, one row each, as TRL's trainers and rewards read them.
 
     All rows stay, in their order, since a published score is over all of them. (`load_rows`, which is for training,
-    leaves out repeats and answers that math-verify cannot read; here such an answer counts if it is given literally.)
+    leaves out repeats and answers that are no result. `math_reward` compares an answer that it cannot parse literally.)
 
     Args:
         benchmark: A benchmark, or what `get_benchmark` reads.

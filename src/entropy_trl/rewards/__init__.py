@@ -14,6 +14,7 @@ from typing import Any
 from entropy_trl.rewards.answers import ANSWER_FORMATS, final_answer
 from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
 from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
+from entropy_trl.rewards.sources import SourceNames
 from entropy_trl.rewards.tokens import restore_escapes
 
 
@@ -21,6 +22,7 @@ __all__ = ["ANSWER_FORMATS", "MathReward", "accepts_itself", "final_answer", "ma
 
 _NO_ANSWER = "no answer"
 _METRICS = {_NO_ANSWER: "no_answer", UNPARSED: "unparsed", TIMEOUT: "timeouts", CRASH: "crashes"}
+_DISTINCT = "distinct_answers"
 
 
 class MathReward:
@@ -46,6 +48,7 @@ class MathReward:
                 f"MathReward needs workers >= 0 and time_limit > 0, not {self.workers}, {self.time_limit}."
             )
         self._pool = WorkerPool(self.workers, self.time_limit)
+        self._source_names = SourceNames([*_METRICS.values(), _DISTINCT])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MathReward, (self.workers, self.time_limit)  # a copy starts workers of its own
@@ -76,11 +79,12 @@ class MathReward:
             for outcome, name in _METRICS.items():
                 log_metric(f"math_reward/{name}", outcomes.count(outcome) / len(outcomes))
             # TRL averages what it is given, so that one call a completion makes a mean over all processes.
-            for source, reward in zip(kwargs.get("data_source", kwargs.get("source")) or [], rewards, strict=False):
+            sources = self._source_names.of(kwargs.get("data_source", kwargs.get("source")) or [])
+            for source, reward in zip(sources, rewards, strict=False):
                 if source is not None:
                     log_metric(f"math_reward/{source}", reward)
             for count in _distinct_answers(kwargs.get("prompts") or [], answers, outcomes):
-                log_metric("math_reward/distinct_answers", count)
+                log_metric(f"math_reward/{_DISTINCT}", count)
         return rewards
 
     def _outcomes(self, pairs: list[tuple[str, str]]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from trl import GRPOConfig
 
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,32 @@ class PromptStream:
                 for index in order:
                     yield self.dataset[index]
             epoch += 1
+
+
+def check_prompts(args: GRPOConfig, dataset: Any) -> None:
+    """Check that the training data fills one rollout.
+
+    TRL makes rollouts of whole batches of prompts and leaves out the rest, so fewer prompts than one rollout has train
+    nothing, with no error. Of a streamed data set so many rows are read here.
+
+    Args:
+        args ([`~trl.GRPOConfig`]): the sizes of a rollout.
+        dataset (`Dataset` or `IterableDataset`): the training data. TRL itself refuses anything else.
+
+    Raises:
+        ValueError: if the data has fewer rows than a rollout has prompts.
+    """
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    needed = args.generation_batch_size // args.num_generations
+    rows = len(dataset) if isinstance(dataset, Dataset) else sum(1 for _ in islice(dataset, needed))
+    if rows < needed:
+        raise ValueError(
+            f"The training data has {rows} {'row' if rows == 1 else 'rows'}, and a rollout needs {needed} different "
+            f"prompts (generation_batch_size={args.generation_batch_size} completions, {args.num_generations} for each "
+            "prompt): no step would run. Add rows, raise num_generations, or lower per_device_train_batch_size or "
+            "steps_per_generation (by default gradient_accumulation_steps)."
+        )
 
 
 def has_signal(rewards: Tensor) -> bool:
