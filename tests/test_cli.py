@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from entropy_trl import __version__
 from entropy_trl.analysis import entropy_accuracy_pairs
-from entropy_trl.cli import main, parse_train_args, train_main
+from entropy_trl.cli import COMMANDS, main, parse_train_args, train_main
 from entropy_trl.saving.manifest import Layout, write_manifest
 
 
@@ -384,6 +384,31 @@ def test_help_and_version(capsys, argv, expected):
         main(argv)
     assert exit_info.value.code == 0
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_goes_one_way(capsys, command):
+    """Its help says what it is for, and a mistake in it is one line with the command's name."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    assert f"entropy-trl {command}" in capsys.readouterr().out
+    arguments = {"train": [], "plan": ["--gpus", "1"], "quickstart": ["--rollouts", "0"], "evaluate": []}
+    assert main([command, *arguments.get(command, ["no/run"])]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"entropy-trl {command}: error: ")
+
+
+def test_the_package_runs():
+    result = run_python("-m", "entropy_trl", "--version")
+    assert (result.returncode, result.stdout) == (0, f"entropy-trl {__version__}\n")
+
+
+def test_a_reader_that_has_seen_enough():
+    """The end of a pipe, such as that of `head`, is no error."""
+    code = "import os, sys, entropy_trl.cli as c; os.close(0); r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+    code += f"sys.exit(c.main(['plan', '--gpus', '1', '--config', {SMOKE!r}, '--model_config', sys.argv[1]]))"
+    result = run_python("-c", code, str(REPOSITORY / "tests" / "plan_data" / "qwen2.5-0.5b.json"))
+    assert (result.returncode, result.stderr.strip()) == (141, "")
 
 
 @pytest.mark.parametrize("argv", [[], ["trian"]])

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from entropy_trl import KLCov
-from entropy_trl.cli import _plan_main, main, parse_train_args
+from entropy_trl.cli import main, parse_train_args
 from entropy_trl.controls import CONTROLS
 from entropy_trl.plan.cost import (
     GIB,
@@ -717,7 +717,7 @@ def test_numbers_that_no_machine_has(option, capsys):
 
 def test_a_model_that_cannot_be_had(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert _plan_main(["--gpus", "1", "--model_name_or_path", "nobody/nothing", "--output_dir", "out"]) == 2
+    assert main(["plan", "--gpus", "1", "--model_name_or_path", "nobody/nothing", "--output_dir", "out"]) == 2
     assert "--model_config FILE" in capsys.readouterr().err
 
 

@@ -25,6 +25,7 @@ MOVED = {
         "checkpoint": "saving.checkpoint",
         "hub": "saving.hub",
         "model_card": "saving.model_card",
+        "script_args": "cli.train_arguments",
     }.items()
 }
 
