@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from entropy_trl import __version__
 from entropy_trl.analysis import entropy_accuracy_pairs
 from entropy_trl.cli import COMMANDS, main, parse_train_args, train_main
+from entropy_trl.cli.parser import one_spelling
 from entropy_trl.saving.manifest import Layout, write_manifest
 
 
@@ -266,10 +268,43 @@ def test_values_of_the_file_are_read_as_on_the_command_line(tmp_path):
         (["--resume_from_checkpoint", "true", "--output_dir", "no/run"], "there is no complete checkpoint in 'no/run'"),
         (["--resume_from_checkpoint", "no/run"], "'no/run' is not a checkpoint"),
         (["--prompt_template", "Solve!", "--dataset_name", SAMPLE], "has no '{problem}'"),
+        (["--learning_rate", "-1e-6"], "--learning_rate must be finite and at least 0, got -1e-06"),
+        (["--learning_rate", "nan"], "--learning_rate must be finite and at least 0, got nan"),
+        (["--temperature", "-0.5"], "--temperature must be finite and above 0, got -0.5"),
+        (["--temperature", "0"], "--temperature must be finite and above 0, got 0"),
+        (["--top_p", "1.5"], "--top_p must lie in (0, 1], got 1.5"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be finite and at least 1, got 0"),
+        (["--gradient-accumulation-steps", "0"], "--gradient_accumulation_steps must be finite and at least 1, got 0"),
+        (["--max_steps", "-5"], "--max_steps must be at least 1, got -5: training would go by --num_train_epochs"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
+        (["--output_dir", "a_file"], "--output_dir: 'a_file' is a file"),
+        (["--output_dir", "a_file/run"], "--output_dir: 'a_file/run' cannot be made"),
+        (["--model_name_or_path", "models/qwn"], "there is no folder 'models/qwn'. Give"),
+        (["--model_name_or_path", "models/deep/qwn"], "there is no folder 'models/deep/qwn'. Give"),
+        (["--model_name_or_path", "models"], "the folder 'models' has no config.json"),
+        (["--model_name_or_path", "a_file"], "'a_file' is a file"),
+        (["--model_name_or_path", "nobody/nothing"], "there is no folder 'nobody/nothing', and no model of this name"),
+        (["--reward_funcs", "bad_rewards.annotated"], "bad_rewards.annotated returns one float"),
+        (
+            ["--reward_funcs", "bad_rewards.one_float", "--disable_tqdm", "true"],
+            "bad_rewards.one_float returns 0.5 (float)",
+        ),
+        (
+            ["--reward_funcs", "bad_rewards.too_few", "--disable_tqdm", "true"],
+            "bad_rewards.too_few returns 1 rewards for",
+        ),
     ],
 )
 def test_mistake_on_the_command_line(capsys, monkeypatch, tmp_path, argv, expected):
+    (tmp_path / "a_file").touch()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "bad_rewards.py").write_text(
+        "def annotated(completions, **kwargs) -> float: return 0.5\n"
+        "def one_float(completions, **kwargs): return 0.5\n"
+        "def too_few(completions, **kwargs): return [1.0]\n"
+    )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     assert expected in mistake(capsys, "--config", SMOKE, *argv)
 
 
@@ -290,6 +325,43 @@ def test_mistake_on_the_command_line(capsys, monkeypatch, tmp_path, argv, expect
 def test_mistake_in_the_file(capsys, tmp_path, text, expected):
     (tmp_path / "config.yaml").write_text(text)
     assert expected in mistake(capsys, "--config", str(tmp_path / "config.yaml"))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_package_names_our_extra(capsys):
+    assert "pip install 'entropy-trl[vllm]'" in mistake(capsys, "--config", SMOKE, "--use_vllm", "true")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["train", "--max-step", "1"], "the nearest valid one is --max_steps"),
+        (["train"], "No model: give --model_name_or_path"),  # and not that a CPU has no bf16
+        (["train", "--model_name_or_path", "nobody/nothing"], "No data: give --dataset_name"),
+        (["law", "runs", "--json", "no/results.json"], "--json: 'no/results.json' cannot be written"),
+        (["law", "runs", "--json", "runs"], "--json: 'runs' is a folder"),
+        (["covariance", "runs", "--html", "a_file/page.html"], "--html: 'a_file/page.html' cannot be written"),
+        (["report", f"{REPOSITORY}/tests/law_data", "--output", "a_file"], "'a_file'"),
+        (["law"], "required: [NAME=]RUN"),
+    ],
+)
+def test_a_mistake_in_a_command(capsys, monkeypatch, tmp_path, argv, expected):
+    (tmp_path / "a_file").touch()
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"entropy-trl {argv[0]}: error: ")
+    assert expected in last
+    assert "[Errno" not in last
+
+
+def test_hyphens_and_underscores_are_one():
+    options = ["--max_steps", "--entropy-unit", "-h"]
+    argv = ["--max-steps", "-1e3", "--entropy_unit=bits", "--other-one", "a-b", "-2"]
+    assert one_spelling(argv, options) == ["--max_steps=-1e3", "--entropy-unit=bits", "--other-one", "a-b", "-2"]
+    _, training_args, _, _ = parse_train_args([f"--config={SMOKE}", "--learning-rate", "1e-3", "--num-iterations=2"])
+    assert (training_args.learning_rate, training_args.num_iterations) == (1e-3, 2)
 
 
 def test_resuming_with_another_batch_size(capsys, tmp_path):

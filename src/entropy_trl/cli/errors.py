@@ -43,7 +43,17 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     except json.JSONDecodeError as error:
         raise UsageError(f"{error.doc!r} is not valid JSON: {error}.") from error
     except kinds as error:
-        raise UsageError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise UsageError(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """An error in one line. Those of the operating system name the path, not the number of the error."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror and error.filename is not None:
+        path = repr(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            return f"{path} is or lies in a file, where a folder is needed. Give another path."
+        return f"{path}: {error.strerror[0].lower()}{error.strerror[1:]}. Check the path."
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def import_object(path: str, option: str) -> Callable[..., Any]:

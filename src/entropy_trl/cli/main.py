@@ -11,11 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from entropy_trl._version import __version__
+from entropy_trl.cli.checks import check_file
 from entropy_trl.cli.errors import UsageError, is_first_rank, tell, usage_errors
 from entropy_trl.cli.former import FORMER
+from entropy_trl.cli.parser import CommandParser
 from entropy_trl.cli.train import parse_train_args
 
 
@@ -41,6 +44,9 @@ COMMANDS = {
         "see entropy collapse and its cure on an embedded task, on a CPU, in minutes",
     ),
 }
+
+#: Options of commands that name a file to write. It is written last, so it is checked first.
+_WRITTEN_FILES = ("json", "html", "figure")
 
 #: Exit code of a command whose reader closed the pipe: what a shell reports after SIGPIPE.
 _SIGPIPE = 141
@@ -93,11 +99,13 @@ def _run_command(name: str, argv: Sequence[str], prog: str) -> int:
     mistakes = () if name == "train" else (ValueError, OSError, ImportError)
     try:
         command = _load(name)
-        parser = argparse.ArgumentParser(
-            prog=prog, description=command.DESCRIPTION, allow_abbrev=False, add_help=name != "train"
-        )
+        parser = CommandParser(prog=prog, description=command.DESCRIPTION, add_help=name != "train")
         command.add_arguments(parser)
         options = _parse(name, parser, argv)
+        for option in _WRITTEN_FILES:
+            if isinstance(path := vars(options).get(option), Path):
+                check_file(path, f"--{option}")
+        options.prog = prog
         with usage_errors(*mistakes):
             prepared = command.prepare(options)
     except UsageError as error:
@@ -120,6 +128,6 @@ def _parse(name: str, parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
     gpus = None
     if name == "plan":  # this machine may have no GPU, where bf16 is refused unless the CPU is asked for
         rest, gpus = [*rest, "--use_cpu", "true"], options.gpus
-    parsed = parse_train_args(rest, parser.prog, gpus)
+    parsed = parse_train_args(rest, parser.prog, gpus, needs_sources=name == "train")
     options.script_args, options.training_args, options.model_args, options.mixture_args = parsed
     return options

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropy_trl.cli.errors import UsageError, import_object, is_first_rank, usage_errors
+from entropy_trl.cli.checks import check_folder, check_model, check_packages
+from entropy_trl.cli.errors import UsageError, import_object, is_first_rank, tell, usage_errors
 from entropy_trl.cli.train_data import check_reward_columns, load_benchmarks, load_split, reward_functions
 
 
@@ -89,8 +90,10 @@ def prepare(options: argparse.Namespace) -> Job:
     training_args: CovGRPOConfig = options.training_args
     model_args: ModelConfig = options.model_args
     mixture_args: DatasetMixtureConfig = options.mixture_args
+    check_folder(str(training_args.output_dir), "--output_dir")
+    check_packages(training_args, model_args)
     checkpoint = _checkpoint(training_args)
-    _check_model_choice(script_args, model_args)
+    _check_model_choice(script_args, model_args, training_args.trust_remote_code)
     policy = Policy(script_args, training_args, model_args)
     reward_funcs = reward_functions(script_args, training_args.max_completion_length)
     train_dataset = load_split(script_args, training_args, policy, mixture_args, script_args.dataset_train_split)
@@ -109,20 +112,26 @@ def prepare(options: argparse.Namespace) -> Job:
 
 def run(prepared: Job, options: argparse.Namespace) -> int:
     """Train. Returns the exit code: 3 if all is done and saved but not all of it is on the Hub."""
-    _train(prepared)
-    exit_code = NOT_PUSHED if prepared.trainer.hub_failures else 0
+    try:
+        _train(prepared)
+        exit_code = NOT_PUSHED if prepared.trainer.hub_failures else 0
+    except UsageError as error:  # of a reward function, which the first rollout calls
+        if not prepared.trainer.args.disable_tqdm:
+            print(file=sys.stderr)  # ends the line of the progress bar
+        exit_code = tell(error, options.prog)
     _end(prepared.trainer.accelerator, exit_code)
     return exit_code
 
 
 def parse_train_args(
-    argv: Sequence[str], prog: str = "train.py", processes: int | None = None
+    argv: Sequence[str], prog: str = "train.py", processes: int | None = None, needs_sources: bool = False
 ) -> "tuple[CovGRPOScriptArguments, CovGRPOConfig, ModelConfig, DatasetMixtureConfig]":
     """Parses a command line, and the file that its `--config` names, with TRL's parser and dataclasses.
 
     Values on the command line replace those of the file. Another control named on the command line replaces the file's
     control whole, so the file's `entropy_control_kwargs` go with it. `processes` stands for the number of processes
-    that the settings are checked for, where it is not the number of those that run.
+    that the settings are checked for, where it is not the number of those that run. `needs_sources` refuses a command
+    line without a model or data.
 
     Raises:
         UsageError: An unknown key (the nearest valid one is named), a value of the wrong type, a file that is missing
@@ -141,6 +150,7 @@ def parse_train_args(
         (CovGRPOScriptArguments, config_class, ModelConfig, DatasetMixtureConfig),
         prog=prog,
         description=DESCRIPTION,
+        needs_sources=needs_sources,
     )
     with usage_errors(ValueError, ImportError, OSError, yaml.YAMLError):
         return parser.parse(argv)
@@ -161,15 +171,14 @@ def _checkpoint(training_args: "CovGRPOConfig") -> Path | None:
     return checkpoint
 
 
-def _check_model_choice(script_args: "CovGRPOScriptArguments", model_args: "ModelConfig") -> None:
-    if model_args.model_name_or_path is None and script_args.model_factory is None:
-        raise UsageError("No model: give --model_name_or_path (a hub id or a folder), or --model_factory.")
-    name = model_args.model_name_or_path
+def _check_model_choice(
+    script_args: "CovGRPOScriptArguments", model_args: "ModelConfig", trust_remote_code: bool
+) -> None:
     template = script_args.chat_template_path
     if template is not None and not Path(template).is_file():
         raise UsageError(f"chat_template_path: there is no file {template!r}.")
-    if name is not None and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise UsageError(f"model_name_or_path: there is no folder {name!r}.")
+    if model_args.model_name_or_path is not None:
+        check_model(model_args.model_name_or_path, model_args.model_revision, trust_remote_code)
 
 
 def _build_trainer(

@@ -1,5 +1,6 @@
 """The `train` command's data and rewards: the rows of a split, and the functions that score completions."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -135,13 +136,43 @@ def reward_functions(script_args: "CovGRPOScriptArguments", longest: int | None)
         if name in known:
             functions.append(known[name])
         elif "." in name:
-            functions.append(import_object(name, "reward_funcs"))
+            functions.append(_checked_reward(import_object(name, "reward_funcs"), name))
         else:
             raise UsageError(
                 f"Unknown reward function {name!r} in reward_funcs: use one of {', '.join(known)}, or a dotted path "
                 "such as my_module.my_reward."
             )
     return functions
+
+
+def _checked_reward(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function of the user's, which refuses results that are not one reward for each completion."""
+    if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
+        return function
+
+    def refuse(result: str) -> UsageError:
+        return UsageError(
+            f"The reward function {name} returns {result}: a reward function gets all completions of a batch. "
+            "Return a list with one number (or None) for each of `completions`."
+        )
+
+    annotation = inspect.signature(function).return_annotation
+    if annotation in (float, int, bool, "float", "int", "bool"):
+        raise refuse(f"one {annotation if isinstance(annotation, str) else annotation.__name__}")
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        rewards = function(*args, **kwargs)
+        try:
+            count = len(rewards)
+        except TypeError as error:
+            raise refuse(f"{rewards!r} ({type(rewards).__name__})") from error
+        completions = kwargs.get("completions")
+        if completions is not None and count != len(completions):
+            raise refuse(f"{count} rewards for {len(completions)} completions")
+        return rewards
+
+    return checked
 
 
 def check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableDataset") -> None:
