@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,7 +16,7 @@ import yaml
 from conftest import untrained_policy
 from safetensors.torch import load_file
 
-from entropy_trl import __version__
+from entropy_trl import CovGRPOTrainer, __version__
 from entropy_trl.analysis import entropy_accuracy_pairs
 from entropy_trl.cli import COMMANDS, main, parse_train_args, train_main
 from entropy_trl.cli.parser import one_spelling
@@ -181,6 +183,38 @@ def test_benchmarks_are_evaluated_in_training(tmp_path, capsys):
     assert "nothing.jsonl" in mistake(
         capsys, *smoke(tmp_path, *arguments, "--eval_benchmarks", "math500=nothing.jsonl")
     )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_and_resumed(tmp_path, capsys, monkeypatch, number, code):
+    """One line says where the run stopped, and the command in it goes on from there."""
+    compute_loss = CovGRPOTrainer._compute_loss
+
+    def interrupted(trainer, *args):
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), number)
+        return compute_loss(trainer, *args)
+
+    argv = smoke(tmp_path, "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(CovGRPOTrainer, "_compute_loss", interrupted)
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        assert main(["train", *argv, "--resume-from-checkpoint=false"]) == code
+        assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    start = f"entropy-trl train: interrupted by {number.name} in step 3 of 3. Resume from checkpoint-2 with: "
+    command = err.splitlines()[-1].removeprefix(start)
+    assert command == shlex.join(["entropy-trl", "train", *argv, "--resume_from_checkpoint", "true"])
+    assert main(shlex.split(command)[1:]) == 0
+    assert [step["step"] for step in logged_steps(tmp_path / "out")] == [1, 2, 3]
+
+
+def test_interrupted_without_a_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(CovGRPOTrainer, "_compute_loss", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    assert train_main(smoke(tmp_path, "--max_steps", "3")) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train.py: interrupted by SIGINT in step 1 of 3. There is no complete checkpoint in")
 
 
 # Reading the command line and the file

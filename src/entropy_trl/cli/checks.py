@@ -176,6 +176,6 @@ def check_file(path: Path, option: str) -> None:
     if path.is_dir():
         raise UsageError(f"{option}: {str(path)!r} is a folder. Give the name of a file.")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}.")
+        raise UsageError(f"{option}: {str(path)!r} cannot be written. There is no folder {str(path.parent)!r}.")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise UsageError(f"{option}: {str(path)!r} cannot be written: permission denied.")

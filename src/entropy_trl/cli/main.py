@@ -18,6 +18,7 @@ from entropy_trl._version import __version__
 from entropy_trl.cli.checks import check_file
 from entropy_trl.cli.errors import UsageError, is_first_rank, tell, usage_errors
 from entropy_trl.cli.former import FORMER
+from entropy_trl.cli.interruption import Interrupted, interruptible, say
 from entropy_trl.cli.parser import CommandParser
 from entropy_trl.cli.train import parse_train_args
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "entropy-trl") -> int:
     parser.add_argument("command", choices=COMMANDS, help="what to do; `entropy-trl COMMAND --help` lists its options")
     command = parser.parse_args(argv[:1]).command
     try:
-        exit_code = _run_command(command, argv[1:], f"entropy-trl {command}")
+        exit_code = _run_guarded(command, argv[1:], f"entropy-trl {command}")
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
@@ -88,7 +89,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "entropy-trl") -> int:
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """Train as the command line and its config file say. Returns the exit code, as [`main`] does."""
-    return _run_command("train", list(sys.argv[1:] if argv is None else argv), prog)
+    return _run_guarded("train", list(sys.argv[1:] if argv is None else argv), prog)
+
+
+def _run_guarded(name: str, argv: Sequence[str], prog: str) -> int:
+    """Run a command. Returns its exit code, also after Ctrl-C (130) and SIGTERM (143)."""
+    try:
+        with interruptible():
+            return _run_command(name, argv, prog)
+    except Interrupted as stop:
+        return say(stop, prog, ".")
 
 
 def _run_command(name: str, argv: Sequence[str], prog: str) -> int:
@@ -105,7 +115,7 @@ def _run_command(name: str, argv: Sequence[str], prog: str) -> int:
         for option in _WRITTEN_FILES:
             if isinstance(path := vars(options).get(option), Path):
                 check_file(path, f"--{option}")
-        options.prog = prog
+        options.prog, options.argv = prog, argv
         with usage_errors(*mistakes):
             prepared = command.prepare(options)
     except UsageError as error:

@@ -1,8 +1,6 @@
 """The command `entropy-trl train`, which is what `train.py` runs."""
 
 import argparse
-import atexit
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropy_trl.cli.checks import check_folder, check_model, check_packages
 from entropy_trl.cli.errors import UsageError, import_object, is_first_rank, tell, usage_errors
+from entropy_trl.cli.interruption import Interrupted, leave, resuming_command, say
 from entropy_trl.cli.train_data import check_reward_columns, load_benchmarks, load_split, reward_functions
 
 
@@ -119,8 +118,28 @@ def run(prepared: Job, options: argparse.Namespace) -> int:
         if not prepared.trainer.args.disable_tqdm:
             print(file=sys.stderr)  # ends the line of the progress bar
         exit_code = tell(error, options.prog)
+    except Interrupted as stop:
+        exit_code = say(stop, options.prog, _how_to_resume(prepared.trainer, options))
+        if prepared.trainer.accelerator.num_processes > 1:
+            leave(exit_code)
     _end(prepared.trainer.accelerator, exit_code)
     return exit_code
+
+
+def _how_to_resume(trainer: "CovGRPOTrainer", options: argparse.Namespace) -> str:
+    """Where an interrupted training stopped, and the command that goes on with it."""
+    from entropy_trl.saving.checkpoint import last_complete_checkpoint
+
+    output_dir = str(trainer.args.output_dir)
+    checkpoint = last_complete_checkpoint(output_dir)
+    where = f" in step {trainer.state.global_step + 1} of {trainer.state.max_steps}."
+    if checkpoint is None:
+        return f"{where} There is no complete checkpoint in {output_dir!r}: the same command starts again."
+    launched = trainer.accelerator.num_processes > 1
+    return (
+        f"{where} Resume from {checkpoint.name} with{' the same launcher and' if launched else ''}: "
+        f"{resuming_command(options.prog, options.argv)}"
+    )
 
 
 def parse_train_args(
@@ -255,7 +274,4 @@ def _end(accelerator: "Accelerator", exit_code: int) -> None:
     on_gloo = dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo"
     accelerator.end_training()
     if on_gloo and accelerator.num_processes > 1:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
+        leave(exit_code)
