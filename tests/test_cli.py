@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import untrained_policy
 from safetensors.torch import load_file
@@ -492,6 +495,16 @@ def test_help_and_version(capsys, argv, expected):
     assert expected in capsys.readouterr().out
 
 
+def test_env_says_what_is_installed(capsys):
+    assert main(["env"]) == 0
+    facts = dict(re.split(" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert facts["entropy-trl"] == __version__
+    assert facts["torch"] == torch.__version__
+    assert facts["GPU"] == "none" if not torch.cuda.is_available() else "GiB" in facts["GPU 0"]
+    assert (facts["vllm (optional)"] == "not installed") == (find_spec("vllm") is None)
+    assert (facts["bubblewrap (sandbox)"] == "not installed") == (shutil.which("bwrap") is None)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_goes_one_way(capsys, command):
     """Its help says what it is for, and a mistake in it is one line with the command's name."""
@@ -499,7 +512,13 @@ def test_every_command_goes_one_way(capsys, command):
         main([command, "--help"])
     assert exit_info.value.code == 0
     assert f"entropy-trl {command}" in capsys.readouterr().out
-    arguments = {"train": [], "plan": ["--gpus", "1"], "quickstart": ["--rollouts", "0"], "evaluate": []}
+    arguments = {
+        "env": ["--all"],
+        "train": [],
+        "plan": ["--gpus", "1"],
+        "quickstart": ["--rollouts", "0"],
+        "evaluate": [],
+    }
     assert main([command, *arguments.get(command, ["no/run"])]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"entropy-trl {command}: error: ")
 

@@ -44,6 +44,7 @@ COMMANDS = {
         "entropy_trl.quickstart.command",
         "see entropy collapse and its cure on an embedded task, on a CPU, in minutes",
     ),
+    "env": ("entropy_trl.cli.env", "print versions, devices and optional packages, for a bug report"),
 }
 
 #: Options of commands that name a file to write. It is written last, so it is checked first.
