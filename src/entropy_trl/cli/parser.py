@@ -51,7 +51,7 @@ class HelpFormatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         takes_value = action.option_strings and action.nargs != 0
-        if not takes_value or "default" in text.lower() or action.required:
+        if not takes_value or action.required or re.search(r"\bdefault\b", text, re.IGNORECASE):
             return text
         start, _, end = text.rpartition(" (")
         if start and end.endswith(")"):  # a default that depends on something, or a number
