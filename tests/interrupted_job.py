@@ -2,12 +2,13 @@
 
 PLACE is `step` (inside an optimizer step, after its first micro-batch's backward), `save` (in a checkpoint, after the
 model), `rollout` (with half of the rollout's file written), `manifest` (with everything written but the manifest),
-`rotation` (after the manifest), or `never`.
+`rotation` (after the manifest), `launcher` (as `step`, and SIGTERM for the launcher of the process), or `never`.
 """
 
 import os
 import signal
 import sys
+import time
 
 import entropy_trl.saving.resume
 from entropy_trl import CovGRPOTrainer
@@ -33,6 +34,14 @@ def main(place, step, rank, argv):
 
     if place == "step":
         die_in(CovGRPOTrainer, "_compute_loss", lambda *args: at(*args) and args[0]._step % 2 == 1)
+    elif place == "launcher":
+
+        def ended(*args):
+            if at(*args):
+                os.kill(os.getppid(), signal.SIGTERM)
+                time.sleep(20)  # until the launcher has told this process
+
+        die_in(CovGRPOTrainer, "_compute_loss", ended)
     elif place == "save":
         die_in(CovGRPOTrainer, "_save_optimizer_and_scheduler", at)
     elif place == "rollout":

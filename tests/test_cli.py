@@ -4,19 +4,26 @@ import json
 import logging
 import math
 import os
+import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import untrained_policy
 from prepared_python import prepared_python
 from safetensors.torch import load_file
 
-from entropy_trl import __version__
+from entropy_trl import CovGRPOTrainer, __version__
 from entropy_trl.analysis import entropy_accuracy_pairs
-from entropy_trl.cli import main, parse_train_args, train_main
+from entropy_trl.cli import COMMANDS, main, parse_train_args, train_main
+from entropy_trl.cli.parser import one_spelling
 from entropy_trl.saving.manifest import Layout, write_manifest
 
 
@@ -188,6 +195,38 @@ def test_benchmarks_are_evaluated_in_training(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_and_resumed(tmp_path, capsys, monkeypatch, number, code):
+    """One line says where the run stopped, and the command in it goes on from there."""
+    compute_loss = CovGRPOTrainer._compute_loss
+
+    def interrupted(trainer, *args):
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), number)
+        return compute_loss(trainer, *args)
+
+    argv = smoke(tmp_path, "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(CovGRPOTrainer, "_compute_loss", interrupted)
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        assert main(["train", *argv, "--resume-from-checkpoint=false"]) == code
+        assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    start = f"entropy-trl train: interrupted by {number.name} in step 3 of 3. Resume from checkpoint-2 with: "
+    command = err.splitlines()[-1].removeprefix(start)
+    assert command == shlex.join(["entropy-trl", "train", *argv, "--resume_from_checkpoint", "true"])
+    assert main(shlex.split(command)[1:]) == 0
+    assert [step["step"] for step in logged_steps(tmp_path / "out")] == [1, 2, 3]
+
+
+def test_interrupted_without_a_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(CovGRPOTrainer, "_compute_loss", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    assert train_main(smoke(tmp_path, "--max_steps", "3")) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train.py: interrupted by SIGINT in step 1 of 3. There is no complete checkpoint in")
+
+
 # Reading the command line and the file
 
 
@@ -273,10 +312,43 @@ def test_values_of_the_file_are_read_as_on_the_command_line(tmp_path):
         (["--resume_from_checkpoint", "true", "--output_dir", "no/run"], "there is no complete checkpoint in 'no/run'"),
         (["--resume_from_checkpoint", "no/run"], "'no/run' is not a checkpoint"),
         (["--prompt_template", "Solve!", "--dataset_name", SAMPLE], "has no '{problem}'"),
+        (["--learning_rate", "-1e-6"], "--learning_rate must be finite and at least 0, got -1e-06"),
+        (["--learning_rate", "nan"], "--learning_rate must be finite and at least 0, got nan"),
+        (["--temperature", "-0.5"], "--temperature must be finite and above 0, got -0.5"),
+        (["--temperature", "0"], "--temperature must be finite and above 0, got 0"),
+        (["--top_p", "1.5"], "--top_p must lie in (0, 1], got 1.5"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be finite and at least 1, got 0"),
+        (["--gradient-accumulation-steps", "0"], "--gradient_accumulation_steps must be finite and at least 1, got 0"),
+        (["--max_steps", "-5"], "--max_steps must be at least 1, got -5: training would go by --num_train_epochs"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
+        (["--output_dir", "a_file"], "--output_dir: 'a_file' is a file"),
+        (["--output_dir", "a_file/run"], "--output_dir: 'a_file/run' cannot be made"),
+        (["--model_name_or_path", "models/qwn"], "there is no folder 'models/qwn'. Give"),
+        (["--model_name_or_path", "models/deep/qwn"], "there is no folder 'models/deep/qwn'. Give"),
+        (["--model_name_or_path", "models"], "the folder 'models' has no config.json"),
+        (["--model_name_or_path", "a_file"], "'a_file' is a file"),
+        (["--model_name_or_path", "nobody/nothing"], "there is no folder 'nobody/nothing', and no model of this name"),
+        (["--reward_funcs", "bad_rewards.annotated"], "bad_rewards.annotated returns one float"),
+        (
+            ["--reward_funcs", "bad_rewards.one_float", "--disable_tqdm", "true"],
+            "bad_rewards.one_float returns 0.5 (float)",
+        ),
+        (
+            ["--reward_funcs", "bad_rewards.too_few", "--disable_tqdm", "true"],
+            "bad_rewards.too_few returns 1 rewards for",
+        ),
     ],
 )
 def test_mistake_on_the_command_line(capsys, monkeypatch, tmp_path, argv, expected):
+    (tmp_path / "a_file").touch()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "bad_rewards.py").write_text(
+        "def annotated(completions, **kwargs) -> float: return 0.5\n"
+        "def one_float(completions, **kwargs): return 0.5\n"
+        "def too_few(completions, **kwargs): return [1.0]\n"
+    )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     assert expected in mistake(capsys, "--config", SMOKE, *argv)
 
 
@@ -297,6 +369,43 @@ def test_mistake_on_the_command_line(capsys, monkeypatch, tmp_path, argv, expect
 def test_mistake_in_the_file(capsys, tmp_path, text, expected):
     (tmp_path / "config.yaml").write_text(text)
     assert expected in mistake(capsys, "--config", str(tmp_path / "config.yaml"))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_package_names_our_extra(capsys):
+    assert "pip install 'entropy-trl[vllm]'" in mistake(capsys, "--config", SMOKE, "--use_vllm", "true")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["train", "--max-step", "1"], "the nearest valid one is --max_steps"),
+        (["train"], "No model: give --model_name_or_path"),  # and not that a CPU has no bf16
+        (["train", "--model_name_or_path", "nobody/nothing"], "No data: give --dataset_name"),
+        (["law", "runs", "--json", "no/results.json"], "--json: 'no/results.json' cannot be written"),
+        (["law", "runs", "--json", "runs"], "--json: 'runs' is a folder"),
+        (["covariance", "runs", "--html", "a_file/page.html"], "--html: 'a_file/page.html' cannot be written"),
+        (["report", f"{REPOSITORY}/tests/law_data", "--output", "a_file"], "'a_file'"),
+        (["law"], "required: [NAME=]RUN"),
+    ],
+)
+def test_a_mistake_in_a_command(capsys, monkeypatch, tmp_path, argv, expected):
+    (tmp_path / "a_file").touch()
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"entropy-trl {argv[0]}: error: ")
+    assert expected in last
+    assert "[Errno" not in last
+
+
+def test_hyphens_and_underscores_are_one():
+    options = ["--max_steps", "--entropy-unit", "-h"]
+    argv = ["--max-steps", "-1e3", "--entropy_unit=bits", "--other-one", "a-b", "-2"]
+    assert one_spelling(argv, options) == ["--max_steps=-1e3", "--entropy-unit=bits", "--other-one", "a-b", "-2"]
+    _, training_args, _, _ = parse_train_args([f"--config={SMOKE}", "--learning-rate", "1e-3", "--num-iterations=2"])
+    assert (training_args.learning_rate, training_args.num_iterations) == (1e-3, 2)
 
 
 def test_resuming_with_another_batch_size(capsys, tmp_path):
@@ -383,6 +492,7 @@ def test_a_bug_in_the_users_code_keeps_its_traceback(tmp_path, monkeypatch):
         (["train", "--help"], "--entropy_control_kwargs"),
         (["train", "-h"], "--num_generations"),
         (["quickstart", "--help"], "entropy-trl quickstart"),
+        (["plan", "--help"], "(default: h100)"),
         (["--version"], __version__),
     ],
 )
@@ -390,7 +500,48 @@ def test_help_and_version(capsys, argv, expected):
     with pytest.raises(SystemExit) as exit_info:
         main(argv)
     assert exit_info.value.code == 0
-    assert expected in capsys.readouterr().out
+    assert expected in " ".join(capsys.readouterr().out.split())
+
+
+def test_env_says_what_is_installed(capsys):
+    assert main(["env"]) == 0
+    facts = dict(re.split(" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert facts["entropy-trl"] == __version__
+    assert facts["torch"] == torch.__version__
+    assert facts["GPU"] == "none" if not torch.cuda.is_available() else "GiB" in facts["GPU 0"]
+    assert (facts["vllm (optional)"] == "not installed") == (find_spec("vllm") is None)
+    assert (facts["bubblewrap (sandbox)"] == "not installed") == (shutil.which("bwrap") is None)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_goes_one_way(capsys, command):
+    """Its help says what it is for, and a mistake in it is one line with the command's name."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    assert f"entropy-trl {command}" in capsys.readouterr().out
+    arguments = {
+        "env": ["--all"],
+        "train": [],
+        "plan": ["--gpus", "1"],
+        "quickstart": ["--rollouts", "0"],
+        "evaluate": [],
+    }
+    assert main([command, *arguments.get(command, ["no/run"])]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"entropy-trl {command}: error: ")
+
+
+def test_the_package_runs():
+    result = run_python("-m", "entropy_trl", "--version")
+    assert (result.returncode, result.stdout) == (0, f"entropy-trl {__version__}\n")
+
+
+def test_a_reader_that_has_seen_enough():
+    """The end of a pipe, such as that of `head`, is no error."""
+    code = "import os, sys, entropy_trl.cli as c; os.close(0); r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+    code += f"sys.exit(c.main(['plan', '--gpus', '1', '--config', {SMOKE!r}, '--model_config', sys.argv[1]]))"
+    result = run_python("-c", code, str(REPOSITORY / "tests" / "plan_data" / "qwen2.5-0.5b.json"))
+    assert (result.returncode, result.stderr.strip()) == (141, "")
 
 
 @pytest.mark.parametrize("argv", [[], ["trian"]])

@@ -16,12 +16,12 @@ from datasets.distributed import split_dataset_by_node
 from trl.trainer.utils import repeat_iterable_dataset
 
 from entropy_trl.cli import train_main
+from entropy_trl.cli.train_arguments import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.data import RowOptions, load_rows, prepare_rows
 from entropy_trl.data.dropped import NO_ANSWER, Dropped
 from entropy_trl.data.options import RowFields
 from entropy_trl.data.stream import Digests
 from entropy_trl.rewards import MathReward
-from entropy_trl.script_args import ROW_OPTIONS, CovGRPOScriptArguments
 from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
 from entropy_trl.templates import TEMPLATES
 

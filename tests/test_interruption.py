@@ -127,3 +127,15 @@ def test_one_of_two_processes_is_killed(tmp_path, place, step, rank, resumed_fro
     result = finished(start(out, processes=2, resume_from_checkpoint="true"))
     assert len(re.findall("Resuming from", result.stdout)) == 1
     assert same_model(out, through)
+
+
+@pytest.mark.slow
+def test_the_launcher_is_told_to_end(tmp_path):
+    """Every rank ends without a traceback of its own, and the first says how to go on."""
+    out = tmp_path / "run"
+    result = start(out, "launcher", 1, processes=2)
+    assert result.returncode != 0
+    job = [line for line in result.stderr.splitlines() if "interrupted_job.py" in line or "entropy_trl" in line]
+    assert not [line for line in job if line.lstrip().startswith("File ")]
+    (line,) = [line for line in result.stderr.splitlines() if "interrupted by SIGTERM" in line]
+    assert "in step 2 of 5. Resume from checkpoint-1 with the same launcher and: train.py " in line

@@ -24,8 +24,9 @@ LAYERS = [
     {"trainer", "rewards"},
     {"data"},
     {"evaluation"},
-    {"quickstart", "smoke", "script_args", "plan"},
+    {"quickstart", "smoke", "plan"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -230,6 +230,7 @@ def test_the_example_with_its_instance(tmp_path, monkeypatch, request, capsys):
         ("Halve", ["Unknown `entropy_control` 'Halve'", "dotted path"]),
         ("no_such_package.Halve", ["there is no module 'no_such_package'"]),
         ("entropy_trl.no_such_module.Halve", ["there is no module 'entropy_trl.no_such_module'"]),
+        ("entropy_trl.script_args.Halve", ["no module 'entropy_trl.script_args' any more", "cli.train_arguments'"]),
         ("entropy_trl.types.Halve", ["there is no module 'entropy_trl.types' any more", "'entropy_trl.tokens.types'"]),
         (f"{__name__}.Missing", ["'test_own_control.Missing' is not a dataclass", "has None there"]),
         (f"{__name__}.halve", ["is not a dataclass", "has <function halve"]),

@@ -45,7 +45,7 @@ def test_contents(wheel):
     package = {name for name in names if name.startswith("entropy_trl/")}
     assert package >= {
         "entropy_trl/py.typed",
-        "entropy_trl/cli.py",
+        "entropy_trl/cli/main.py",
         "entropy_trl/controls/__init__.py",
         "entropy_trl/quickstart/__init__.py",
         "entropy_trl/sample_data/README.md",

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from entropy_trl import KLCov, config_checks
-from entropy_trl.cli import _plan_main, main, parse_train_args
+from entropy_trl.cli import main, parse_train_args
 from entropy_trl.controls import CONTROLS
 from entropy_trl.plan.inputs import Hardware, Sharding, load_sharding, read_run
 from entropy_trl.plan.memory import (
@@ -764,7 +764,7 @@ def test_numbers_that_no_machine_has(option, capsys):
 
 def test_a_model_that_cannot_be_had(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert _plan_main(["--gpus", "1", "--model_name_or_path", "nobody/nothing", "--output_dir", "out"]) == 2
+    assert main(["plan", "--gpus", "1", "--model_name_or_path", "nobody/nothing", "--output_dir", "out"]) == 2
     assert "--model_config FILE" in capsys.readouterr().err
 
 

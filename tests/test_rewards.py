@@ -701,12 +701,13 @@ def test_most_sources_are_pooled(caplog):
 
 
 def test_overlong_punishment_follows_the_longest_completion(tmp_path):
-    from entropy_trl.cli import _reward_functions, parse_train_args
+    from entropy_trl.cli import parse_train_args
+    from entropy_trl.cli.train_data import reward_functions
 
     script_args, *_ = parse_train_args(
         ["--config", str(ROOT / "configs/smoke/dapo_math.yaml"), "--reward_funcs", "get_soft_overlong_punishment"]
     )
-    (punishment,) = _reward_functions(script_args, 100)
+    (punishment,) = reward_functions(script_args, 100)
     assert punishment(completion_ids=[[0] * length for length in (80, 90, 100)]) == [0.0, -0.5, -1.0]
 
 

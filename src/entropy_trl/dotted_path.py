@@ -26,6 +26,7 @@ MOVED = {
         "hub": "saving.hub",
         "model_card": "saving.model_card",
         "plan.cost": "plan.memory",
+        "script_args": "cli.train_arguments",
     }.items()
 }
 

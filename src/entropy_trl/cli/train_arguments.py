@@ -10,6 +10,8 @@ from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
 
+from entropy_trl.cli.checks import check_numbers, check_sources
+from entropy_trl.cli.parser import one_spelling
 from entropy_trl.data.options import RowOptions
 from entropy_trl.templates import TEMPLATES
 
@@ -150,12 +152,14 @@ class TrainParser(TrlParser):
     Every method raises ValueError over a mistake of the user's, where argparse would print its whole usage and exit.
     """
 
-    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
+    def __init__(self, dataclass_types: Sequence[type], needs_sources: bool = False, **kwargs: Any):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self._needs_sources = needs_sources
         self._control_on_command_line: str | None = None
 
     def parse(self, argv: Sequence[str]) -> Any:
         """One instance of each dataclass, from the command line and the file that its `--config` names."""
+        argv = one_spelling(argv, [*self._option_string_actions, "--config"])
         argv = [part for argument in argv for part in _split_config(argument)]
         if argv[-1:] == ["--config"]:
             raise ValueError("--config needs the name of a file.")
@@ -173,6 +177,10 @@ class TrainParser(TrlParser):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             raise ValueError(f"Unknown argument{self._nearest(unknown[0].split('=')[0], given=' '.join(unknown))}")
+        # Before the dataclasses are made: TrainingArguments fails over some of this, with other words.
+        if self._needs_sources:
+            check_sources(namespace)
+        check_numbers(namespace)
         return namespace, []
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
