@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.saving import resume
+from entropy_trl.saving.options import recorded_options
 from entropy_trl.saving.weights import restore_weights
 
 
@@ -149,6 +150,87 @@ def test_a_new_run_names_the_run_it_overwrites(make_trainer, caplog):
     with caplog.at_level(logging.WARNING, logger="entropy_trl"):
         make_trainer(max_steps=1, **SAVING).train()
     assert "already holds checkpoints of another run (checkpoint-1 is the last; run " in caplog.text
+
+
+@pytest.fixture
+def finished(make_trainer, tmp_path, caplog):
+    """A run of 4 steps, 2 a rollout; resumes it with other options, and returns the trainer and what was said."""
+    make_trainer(**SAVING).train()
+
+    def resume(checkpoint, **options):
+        trainer = make_trainer(**(SAVING | {"output_dir": str(tmp_path / "again")} | options))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
+        return trainer, caplog.text
+
+    return resume
+
+
+def test_other_options_are_told_with_those_that_hold(finished):
+    ours = {"lr_scheduler_type": "constant", "max_steps": 6, "seed": 1}
+    trainer, said = finished(2, learning_rate=1e-4, weight_decay=0.1, save_steps=3, **ours)
+    assert (
+        "The new ones hold for lr_scheduler_type constant (was linear), max_steps 6 (was 4), seed 1 (was 0). The "
+        "checkpoint's hold for learning_rate 0.01 (not 0.0001), weight_decay 0.0 (not 0.1), save_steps 1 (not 3). The "
+        "order of the prompts is another one" in said
+    )
+    # They do hold.
+    group = trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], trainer.state.save_steps) == (0.01, 0.0, 1)
+    assert trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, None),
+        ({"run_name": "again", "save_total_limit": None}, None),
+        ({"temperature": 0.5}, "temperature 0.5 (was 1.0). The saved rollout is used up"),
+        ({"entropy_control": "kl_cov"}, "hold for entropy_control kl_cov (was clip_cov)"),
+        ({"entropy_control": None}, "hold for entropy_control null (was clip_cov)"),
+        ({"entropy_control": "entropic", "entropy_control_kwargs": {"entropy_target": 1.0}}, "'entropic' starts"),
+    ],
+    ids=str,
+)
+def test_options_inside_a_rollout(finished, options, words):
+    _, said = finished(3, **options)
+    assert words in said if words else not said
+
+
+@pytest.mark.parametrize("max_steps", [2, 4])
+def test_a_finished_run_makes_no_further_step(finished, max_steps, tmp_path):
+    trainer, said = finished(4, max_steps=max_steps)
+    assert f"Nothing is left to train: {tmp_path / 'out'}/checkpoint-4 is at step 4" in said
+    assert trainer.state.global_step == 4
+    assert same(trainer.model.state_dict(), load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors"))
+
+
+def test_a_run_of_epochs_that_is_finished_makes_no_further_step(finished):
+    trainer, said = finished(4, max_steps=-1, num_train_epochs=0.1)
+    assert "Nothing is left to train" in said and trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optim": "sgd"}, "has the state of another optimizer than .*it has no dampening, momentum"),
+        ({"beta": 0.1}, "inside a rollout that was made with beta 0"),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "has the state of 'linear'"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_go_on_are_refused(finished, tiny_model, tmp_path, options, words):
+    tiny_model.save_pretrained(tmp_path / "model")
+    model = type(tiny_model).from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=words):
+        finished(3, model=model, trainer_kwargs={"eval_dataset": build_dataset(8)}, **options)
+
+
+def test_options_are_kept_without_secrets(make_config):
+    options = recorded_options(make_config(model_init_kwargs={"token": "hf_abcdefghijklmnop", "dtype": torch.bfloat16}))
+    assert options["model_init_kwargs"] == {"token": "*** (masked)", "dtype": "bfloat16"}
+    assert "output_dir" not in options and "hub_token" not in options
 
 
 def test_the_optimizer_of_several_processes_on_cpus_loads(tmp_path):

@@ -501,16 +501,21 @@ def _check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableData
 
 def _checkpoint(training_args: "CovGRPOConfig") -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means, if any."""
-    from entropy_trl.saving.checkpoint import checkpoint_to_resume
+    from entropy_trl.saving.checkpoint import checkpoint_to_resume, warn_of_another_run
     from entropy_trl.saving.manifest import Layout
+    from entropy_trl.saving.options import warn_of_other_options
 
     choice: str | bool | None = training_args.resume_from_checkpoint
     if choice is not None and str(choice).lower() in ("false", "none", "null", "true"):
         choice = str(choice).lower() == "true"
     with _usage_errors(ValueError):
         checkpoint = checkpoint_to_resume(choice, str(training_args.output_dir), Layout.of(training_args))
-    if checkpoint is not None and _is_first_rank():
-        print(f"Resuming from {checkpoint}.", flush=True)
+        if _is_first_rank():
+            if checkpoint is None:
+                warn_of_another_run(str(training_args.output_dir))
+            else:
+                print(f"Resuming from {checkpoint}.", flush=True)
+                warn_of_other_options(checkpoint, training_args)
     return checkpoint
 
 

@@ -113,11 +113,11 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     for i, checkpoint in reversed(list(enumerate(checkpoints))):
         problem = why_incomplete(checkpoint)
         if problem is not None:
-            _warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
+            warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
             continue
         if higher := [c for c in checkpoints[:i] if _step(c) > _step(checkpoint)]:
             names = ", ".join(f"{c.name} ({_run_of(c)})" for c in higher)
-            _warn_once(
+            warn_once(
                 f"{checkpoint} ({_run_of(checkpoint)}) was saved last. Passed over, because they were saved before "
                 f"it: {names}. Name one of them to resume from it."
             )
@@ -157,7 +157,10 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         if (checkpoint / MANIFEST).exists():
             problem, remedy = why_incomplete(checkpoint), f" {how_to_accept(checkpoint)}."
         else:
-            _warn_once(f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone.")
+            warn_once(
+                f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone, and options "
+                "that you changed are not named."
+            )
             problem, remedy = _why_unreadable(checkpoint), ""
         if problem is not None:
             raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.{remedy}")
@@ -166,7 +169,7 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         problem = _WITHOUT_OPTIMIZER.format(checkpoint)
         if choice is True or choice == "auto":
             raise ValueError(f"resume_from_checkpoint: {problem}, or name it.")
-        _warn_once(f"{problem}. It goes on all the same, because you named it.")
+        warn_once(f"{problem}. It goes on all the same, because you named it.")
     return checkpoint
 
 
@@ -198,7 +201,7 @@ def warn_of_another_run(output_dir: str | Path) -> None:
     """Name the run whose checkpoints lie where a new run is about to write its own."""
     checkpoints = sorted(_checkpoints(output_dir), key=_saved_at)
     if checkpoints:
-        _warn_once(
+        warn_once(
             f"{output_dir} already holds checkpoints of another run ({checkpoints[-1].name} is the last; "
             f"{_run_of(checkpoints[-1])}): this new run overwrites those of the same steps, and save_total_limit "
             "deletes the others. Choose another output_dir to keep them, or resume with resume_from_checkpoint true."
@@ -206,8 +209,8 @@ def warn_of_another_run(output_dir: str | Path) -> None:
 
 
 @cache
-def _warn_once(message: str) -> None:
-    """The command line checks a checkpoint before the model is loaded, and the trainer does again."""
+def warn_once(message: str) -> None:
+    """Warn, the first time: the command line checks a checkpoint before the model is loaded, and the trainer again."""
     logger.warning(message)
 
 
@@ -299,7 +302,7 @@ def _check_layout(checkpoint: Path, layout: Layout) -> None:
     elif (checkpoint / "latest").exists() and saved.processes != layout.processes:
         problem = "DeepSpeed's shards are for that number of processes. Resume with the same"
     else:
-        _warn_once(
+        warn_once(
             f"{checkpoint} was saved with {saved}; now it is {layout}. The run goes on with the same prompts in the "
             "same steps; random numbers of the processes (sampling) are not those of a run that was not interrupted."
         )

@@ -89,13 +89,20 @@ class Run:
         return f"run {self.id}, begun {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.started))}"
 
 
-def write_manifest(checkpoint: Path, layout: Layout, inside_rollout: bool, run: Run | None = None) -> None:
+def write_manifest(
+    checkpoint: Path,
+    layout: Layout,
+    inside_rollout: bool,
+    run: Run | None = None,
+    options: dict[str, Any] | None = None,
+) -> None:
     """Declare a checkpoint complete, with all of it on the disk. Call it when every process has written its files."""
     manifest = {
         "entropy_trl": __version__,
         "layout": asdict(layout),
         "inside_rollout": inside_rollout,
         "run": asdict(run or Run()),
+        "options": options or {},
         "saved_at": time.time(),
     }
     _write(checkpoint, manifest)
@@ -123,6 +130,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     files, layout, digests = (manifest.get(key, {}) for key in ("files", "layout", "digests"))
     run = manifest.setdefault("run", {"id": "unknown", "started": 0.0})
     saved_at = manifest.setdefault("saved_at", 0.0)
+    options = manifest.setdefault("options", {})
     valid = (
         isinstance(files, dict)
         and all(type(size) is int and _is_inside(name) for name, size in files.items())
@@ -136,6 +144,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         and type(run["started"]) is float
         and isinstance(run["id"], str)
         and type(saved_at) is float
+        and isinstance(options, dict)
     )
     if not valid:
         raise DamagedManifest(f"its {MANIFEST} cannot be read")

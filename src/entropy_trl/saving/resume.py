@@ -27,6 +27,7 @@ from entropy_trl.saving.checkpoint import (
     warn_of_another_run,
 )
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
+from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_options
 from entropy_trl.saving.uploads import PushingTrainer
 from entropy_trl.saving.weights import restore_weights
 
@@ -94,8 +95,11 @@ class ResumingTrainer(PushingTrainer):
         self._resumed, self._run = checkpoint, Run()
         if checkpoint is not None and (checkpoint / MANIFEST).exists():
             self._run = Run(**read_manifest(checkpoint)["run"])
-        elif checkpoint is None and self.is_world_process_zero():
-            warn_of_another_run(self.args.output_dir)
+        if self.is_world_process_zero():
+            if checkpoint is None:
+                warn_of_another_run(self.args.output_dir)
+            else:
+                warn_of_other_options(checkpoint, self.args)
         for part in self._stateful:
             part.reset()
         if self._keeps_rollout:
@@ -114,6 +118,16 @@ class ResumingTrainer(PushingTrainer):
             for _ in range(steps // math.ceil(micro_batches / self.args.gradient_accumulation_steps)):
                 torch.randperm(sampler.num_samples, generator=sampler.generator)
         return sampler
+
+    # transformers makes one more step where a run resumes at its end.
+    def _run_epoch(self, *args, **kwargs):
+        finished = self.state.global_step >= self.state.max_steps
+        if self._resumed is None or not self._keeps_rollout or not finished:
+            super()._run_epoch(*args, **kwargs)
+            return
+        self.control.should_training_stop = True
+        if self.is_world_process_zero():
+            warn_nothing_left(self._resumed, self.state.global_step, self.state.max_steps)
 
     # An older checkpoint is deleted only when all processes have written all of the new one.
     def _save_checkpoint(self, model, trial):
@@ -146,7 +160,8 @@ class ResumingTrainer(PushingTrainer):
             save_model(self._reference, str(folder / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, Layout.of(self.args), inside_rollout, self._run)
+            options = recorded_options(self.args)
+            write_manifest(folder, Layout.of(self.args), inside_rollout, self._run, options)
             if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
                 rotate(run, limit, self.state.best_model_checkpoint, folder)
         if self.args.push_to_hub:
@@ -194,7 +209,9 @@ class ResumingTrainer(PushingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         if self.args.device.type == "cpu" and self.args.device.index is not None:
             _let_torch_load_to_numbered_cpus()
+        fields = [] if self.optimizer is None else [set(group) for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._check_optimizer(fields)
         if checkpoint is not None:
             self._load_reference(Path(checkpoint))
         if not self._keeps_rollout or checkpoint is None:
@@ -214,6 +231,16 @@ class ResumingTrainer(PushingTrainer):
                 "by an earlier version with the control off): a new rollout is made, and the run differs from one that "
                 "was not interrupted."
             )
+
+    def _check_optimizer(self, fields: list[set[str]]) -> None:
+        """Refuse the state of another kind of optimizer: torch loads it, and fails in the first step, if at all."""
+        for expected, group in zip(fields, self.optimizer.param_groups, strict=False):
+            if missing := sorted(expected - group.keys()):
+                raise ValueError(
+                    f"{self._resumed} has the state of another optimizer than {self.args.optim} (it has no "
+                    f"{', '.join(missing)}). Keep the optimizer of the run that saved it, or start a new run from its "
+                    "weights (model_name_or_path)."
+                )
 
     def _lies_inside_rollout(self, checkpoint: Path) -> bool:
         if (checkpoint / MANIFEST).exists():
