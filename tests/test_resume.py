@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from entropy_trl.cli import train_main
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.saving import resume
 from entropy_trl.saving.options import recorded_options
@@ -145,11 +146,28 @@ def test_a_named_limit_is_in_the_saved_arguments(make_trainer, tmp_path):
     assert not (tmp_path / "out" / "checkpoint-1").exists()
 
 
-def test_a_new_run_names_the_run_it_overwrites(make_trainer, caplog):
-    make_trainer(max_steps=1, **SAVING).train()
+def test_a_run_names_the_run_it_overwrites(make_trainer, tmp_path, caplog):
+    for name, steps in (("other", 1), ("out", 2)):
+        make_trainer(output_dir=str(tmp_path / name), max_steps=steps, **SAVING).train()
+    said = "already holds another run (checkpoint-2 is its last checkpoint, run "
     with caplog.at_level(logging.WARNING, logger="entropy_trl"):
-        make_trainer(max_steps=1, **SAVING).train()
-    assert "already holds checkpoints of another run (checkpoint-1 is the last; run " in caplog.text
+        trainer = make_trainer(max_steps=2, **SAVING)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+        assert said not in caplog.text
+        trainer.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-1"))
+        assert caplog.text.count(said) == 1
+        trainer.train()
+        assert caplog.text.count(said) == 2
+
+
+def test_the_command_names_another_run_before_the_model_loads(tmp_path, caplog):
+    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "my_notes.txt").touch()
+    config = Path(__file__).parents[1] / "configs" / "smoke" / "dapo_math.yaml"
+    command = ["--config", str(config), "--output_dir", str(tmp_path), "--model_factory", "no.such"]
+    assert train_main(command) == 2
+    assert f"{tmp_path} already holds another run (model.safetensors, trainer_state.json): this run" in caplog.text
 
 
 @pytest.fixture

@@ -511,9 +511,8 @@ def _checkpoint(training_args: "CovGRPOConfig") -> Path | None:
     with _usage_errors(ValueError):
         checkpoint = checkpoint_to_resume(choice, str(training_args.output_dir), Layout.of(training_args))
         if _is_first_rank():
-            if checkpoint is None:
-                warn_of_another_run(str(training_args.output_dir))
-            else:
+            warn_of_another_run(str(training_args.output_dir), checkpoint)
+            if checkpoint is not None:
                 print(f"Resuming from {checkpoint}.", flush=True)
                 warn_of_other_options(checkpoint, training_args)
     return checkpoint

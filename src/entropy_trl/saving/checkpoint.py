@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 import zipfile
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 MicroBatch = dict[str, Any]
 
+#: What a run leaves in its folder beside its checkpoints.
+_TRACES = (
+    *(TRAINER_STATE, "training_args.bin", "*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_results.json"),
+    *("train_log.jsonl", "completions", "runs", "_token_records"),
+)
 _ZIP = b"PK\3\4"
 _WITHOUT_OPTIMIZER = (
     "{} has no optimizer state (`save_only_model`): the learning-rate schedule and the optimizer would start afresh, "
@@ -197,14 +203,28 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, newest: 
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def warn_of_another_run(output_dir: str | Path) -> None:
-    """Name the run whose checkpoints lie where a new run is about to write its own."""
-    checkpoints = sorted(_checkpoints(output_dir), key=_saved_at)
-    if checkpoints:
+def warn_of_another_run(output_dir: str | Path, resumed: Path | None = None) -> None:
+    """Name in one line the other run that lies where a run is about to write.
+
+    Args:
+        output_dir (`str` or `Path`): the run's folder.
+        resumed (`Path`, *optional*): the checkpoint that the run goes on from. Its own run is not another one.
+    """
+    folder = Path(output_dir)
+    checkpoints = sorted(_checkpoints(folder), key=_saved_at)
+    inside = resumed is not None and resumed.resolve().parent == folder.resolve()
+    if resumed is not None:
+        run = _run_of(resumed)
+        checkpoints = [c for c in checkpoints if _run_of(c) != run and (not inside or _step(c) > _step(resumed))]
+    found = [f"{checkpoints[-1].name} is its last checkpoint, {_run_of(checkpoints[-1])}"] if checkpoints else []
+    if not inside and folder.is_dir():
+        traces = sorted(path.name for path in folder.iterdir() if any(fnmatch(path.name, trace) for trace in _TRACES))
+        found += [", ".join(traces[:4]) + (f" and {len(traces) - 4} more" if len(traces) > 4 else "")] if traces else []
+    if found:
         warn_once(
-            f"{output_dir} already holds checkpoints of another run ({checkpoints[-1].name} is the last; "
-            f"{_run_of(checkpoints[-1])}): this new run overwrites those of the same steps, and save_total_limit "
-            "deletes the others. Choose another output_dir to keep them, or resume with resume_from_checkpoint true."
+            f"{output_dir} already holds another run ({'; '.join(found)}): this run overwrites files of the same "
+            "names and checkpoints of the same steps, and save_total_limit deletes older ones. Choose another "
+            "output_dir to keep them" + ("." if resumed else ", or resume with resume_from_checkpoint true.")
         )
 
 

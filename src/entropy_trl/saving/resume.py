@@ -96,9 +96,8 @@ class ResumingTrainer(PushingTrainer):
         if checkpoint is not None and (checkpoint / MANIFEST).exists():
             self._run = Run(**read_manifest(checkpoint)["run"])
         if self.is_world_process_zero():
-            if checkpoint is None:
-                warn_of_another_run(self.args.output_dir)
-            else:
+            warn_of_another_run(self.args.output_dir, checkpoint)
+            if checkpoint is not None:
                 warn_of_other_options(checkpoint, self.args)
         for part in self._stateful:
             part.reset()
