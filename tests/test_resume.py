@@ -2,8 +2,10 @@
 
 import copy
 import logging
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -72,6 +74,65 @@ def test_a_mixture_of_experts_resumes(resumed):
     assert same(weights(through), weights(again))
 
 
+def draw_python():
+    return random.random()
+
+
+def draw_numpy():
+    return float(np.random.rand())
+
+
+def draw_torch():
+    return torch.rand(1).item()
+
+
+def reversing(draw):
+    """A data set that reverses prompts at random as they are read."""
+
+    def reverse(rows):
+        return {"prompt": [prompt if draw() < 0.5 else prompt[::-1] for prompt in rows["prompt"]]}
+
+    return build_dataset(16).with_transform(reverse)
+
+
+@pytest.mark.parametrize(
+    ("draw", "checkpoint", "options"),
+    [
+        (draw_torch, 1, {}),  # inside the first rollout: two batches were read at once
+        (draw_python, 2, {}),
+        (draw_numpy, 3, {"gradient_accumulation_steps": 2, "steps_per_generation": 4}),
+        (draw_torch, 4, {"entropy_control": None}),  # the start of an epoch
+    ],
+)
+def test_data_that_draw_random_numbers_resume(make_trainer, tmp_path, caplog, draw, checkpoint, options):
+    trainers = []
+    for choice in (None, str(tmp_path / "out" / f"checkpoint-{checkpoint}")):
+        # 16 prompts, 4 a rollout of 2 steps: an epoch has 8 steps (4 with accumulation).
+        trainer = make_trainer(max_steps=6, **(SAVING | {"steps_per_generation": 2} | options))
+        trainer.train_dataset = reversing(draw)
+        with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+            trainer.train(resume_from_checkpoint=choice)
+        trainers.append(trainer)
+    assert same(*map(weights, trainers))
+    assert not caplog.text
+
+
+def test_what_makes_random_data_inexact_is_told(make_trainer, tmp_path, caplog):
+    trainer = make_trainer(max_steps=2, **SAVING)
+    trainer.train_dataset = reversing(draw_torch)
+    trainer.train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    (checkpoint / "data_rank0.json").unlink()  # as an earlier version saved it
+    (checkpoint / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert f"draws random numbers, and {checkpoint} does not have the random state" in caplog.text
+        other = make_trainer(max_steps=2, dataloader_num_workers=1, **SAVING)
+        other.train_dataset = reversing(draw_torch)
+        other.train(resume_from_checkpoint=str(checkpoint))
+        assert "Set dataloader_num_workers to 0 for an exact resume" in caplog.text
+
+
 class Worse(TrainerCallback):
     """Makes the first checkpoint the best one."""
 
@@ -132,9 +193,11 @@ def test_the_control_off_resumes_inside_a_rollout(resumed, checkpoint, options):
 
 def test_the_control_off_is_stock_trl(make_trainer):
     ours = make_trainer(entropy_control=None, **SAVING)
-    ours.train()
     stock = make_trainer(GRPOTrainer, GRPOConfig, **SAVING)
-    stock.train()
+    for trainer in (ours, stock):
+        trainer.train_dataset = reversing(draw_torch)
+        torch.manual_seed(0)
+        trainer.train()
     assert same(weights(ours), weights(stock))
 
 

@@ -6,13 +6,17 @@ TRL saves no rollout, and makes a new one where it goes on in the middle of one:
 import json
 import logging
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.data_loader import DataLoaderShard
+from datasets import IterableDataset
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -26,6 +30,7 @@ from entropy_trl.saving.checkpoint import (
     save_rollout,
     warn_of_another_run,
 )
+from entropy_trl.saving.data_draws import WatchedReads, draws_file, save_random_state, warn_of_workers
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
 from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_options
 from entropy_trl.saving.uploads import PushingTrainer
@@ -67,12 +72,21 @@ def _let_torch_load_to_numbered_cpus() -> None:
 class ResumingTrainer(PushingTrainer):
     """TRL's GRPOTrainer with complete checkpoints, and an exact resume of everything in `_stateful`."""
 
+    data_collator: Callable[[list[Any]], Any]
+
     def __init__(self, *args, **kwargs):
         self._stateful: list[Stateful] = []
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
         self._run = Run()
         self._save_total_limit: int | None = None  # while transformers, which would apply it too early, must not see it
         super().__init__(*args, **kwargs)
+        # Workers read with random generators of their own, and their collator must be picklable.
+        self._reads: WatchedReads | None = None
+        if self._keeps_rollout and self.args.dataloader_num_workers == 0:
+            self._reads = WatchedReads(self.data_collator)
+            self.data_collator = self._reads
+        self._loader: DataLoader[Any] | None = None  # of a run that resumes, until it reads
+        self._random_state_is_restored = False
 
     @property
     def _keeps_rollout(self) -> bool:
@@ -93,6 +107,7 @@ class ResumingTrainer(PushingTrainer):
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
         self._resumed, self._run = checkpoint, Run()
+        self._loader, self._random_state_is_restored = None, False
         if checkpoint is not None and (checkpoint / MANIFEST).exists():
             self._run = Run(**read_manifest(checkpoint)["run"])
         if self.is_world_process_zero():
@@ -128,6 +143,46 @@ class ResumingTrainer(PushingTrainer):
         if self.is_world_process_zero():
             warn_nothing_left(self._resumed, self.state.global_step, self.state.max_steps)
 
+    # Where a run resumes, its loader must not draw from torch's generator as it begins: the first read does.
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        self._loader = None
+        if self._resumed is None or not self._keeps_rollout:
+            return loader
+        if self._reads is None:
+            warn_of_workers(self.train_dataset)
+        elif isinstance(loader, DataLoaderShard):
+            self._loader = loader.base_dataloader
+            if not isinstance(self.train_dataset, IterableDataset):
+                self._loader.generator = torch.Generator()
+        return loader
+
+    # transformers calls this before the first read at the start of an epoch, and after the first step's reads else.
+    def _load_rng_state(self, checkpoint):
+        if self._random_state_is_restored:
+            self._random_state_is_restored = False
+            return
+        if self._loader is not None:
+            self._loader.generator, self._loader = None, None
+        super()._load_rng_state(checkpoint)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        reads, loader, checkpoint = self._reads, self._loader, self._resumed
+        if reads is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._loader = None
+        streams = isinstance(self.train_dataset, IterableDataset)
+        resumes = loader is not None and checkpoint is not None  # in the middle of an epoch
+        if loader is not None and checkpoint is not None and not streams:
+            loader.generator = None  # the loader that skips has its own
+            file = draws_file(checkpoint, self.accelerator.process_index)
+            reads.resume(file, partial(self._load_rng_state, checkpoint))
+        samples = super().get_batch_samples(reads.watch(epoch_iterator), num_batches, device)
+        if resumes and streams:
+            reads.warn_if_random("a stream is read again from its start")
+        self._random_state_is_restored = resumes and not streams
+        return samples
+
     # An older checkpoint is deleted only when all processes have written all of the new one.
     def _save_checkpoint(self, model, trial):
         run = Path(self._get_output_dir(trial=trial))
@@ -153,6 +208,12 @@ class ResumingTrainer(PushingTrainer):
             path = rollout_file(folder, self.accelerator.process_index)
             if self._buffered_inputs is not None and inside_rollout:
                 save_rollout(path, self._step, self._buffered_inputs)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier run
+            drawn = None if self._reads is None else self._reads.state_to_keep
+            path = draws_file(folder, self.accelerator.process_index)
+            if drawn is not None:
+                save_random_state(path, drawn)
             else:
                 path.unlink(missing_ok=True)  # of an earlier run
         if self._reference is not None and self.args.should_save:
