@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from entropy_trl.files import replacing
 from entropy_trl.saving.manifest import (
     MANIFEST,
     TRAINER_STATE,
@@ -73,11 +74,9 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
         others.append({k: v for k, v in micro_batch.items() if not isinstance(v, torch.Tensor)})
         # Micro-batches are views of one tensor: a copy holds its own part only.
         tensors |= {f"{i}/{k}": v.detach().clone() for k, v in micro_batch.items() if isinstance(v, torch.Tensor)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
     header = {"step": step, "others": others, "sha256": _checksum(tensors)}
-    save_file(tensors, unfinished, metadata={"rollout": json.dumps(header)})
-    unfinished.rename(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"rollout": json.dumps(header)})
 
 
 def load_rollout(path: Path, device: torch.device) -> tuple[int, list[MicroBatch]]:

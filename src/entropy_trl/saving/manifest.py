@@ -18,6 +18,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from entropy_trl._version import __version__
+from entropy_trl.files import PART, sync, write_json
 
 
 MANIFEST = "manifest.json"
@@ -208,25 +209,18 @@ def _write(checkpoint: Path, manifest: dict[str, Any]) -> None:
     sizes, digests = {}, {}
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
-        if path.is_file() and name not in (MANIFEST, f"{MANIFEST}.part", UNFINISHED):
+        if path.is_dir():
+            sync(path)
+        elif path.is_file() and name not in (MANIFEST, UNFINISHED) and path.suffix != PART:
             # Opened, not only looked up: a network file system then asks for the size that the file really has.
             with path.open("rb") as file:
                 sizes[name] = file.seek(0, 2)
                 os.fsync(file.fileno())
             digests[name] = file_digest(path)
     manifest |= {"files": sizes, "digests": digests}
-    part = checkpoint / f"{MANIFEST}.part"
-    with part.open("w") as file:
-        file.write(json.dumps(manifest | {"checksum": _checksum(manifest)}, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(checkpoint / MANIFEST)
-    for folder in (checkpoint, checkpoint.parent):  # their entries are on the disk only after this
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(checkpoint)
+    write_json(checkpoint / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+    sync(checkpoint.parent)
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
