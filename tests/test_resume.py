@@ -8,15 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl.cli import train_main
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.saving import resume
 from entropy_trl.saving.options import recorded_options
+from entropy_trl.saving.shards import check_shards, save_shard_sample
 from entropy_trl.saving.weights import restore_weights
 
 
@@ -328,6 +339,87 @@ def test_tied_weights_fit(tiny_model, tmp_path):
     model.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     restore_weights(model, tmp_path)
+
+
+TEXT = {
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+
+
+def gpt_neox():
+    config = {name: TEXT[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(num_attention_heads=2, **config))
+
+
+def qwen2_5_vl():
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    rope = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3]}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=TEXT | {"rope_scaling": rope}, vision_config=vision)
+    )
+
+
+def gemma3():
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=TEXT, vision_config=vision | {"image_size": 16, "patch_size": 8})
+    return Gemma3ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make", [gpt_neox, qwen2_5_vl, gemma3])
+def test_models_whose_files_have_other_names_are_restored(tmp_path, make):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() - before.keys()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    restore_weights(model, tmp_path)
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_bin_files_are_compared(tiny_model, tmp_path, zip_format):
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(tiny_model.state_dict(), file, _use_new_zipfile_serialization=zip_format)
+    restore_weights(tiny_model, tmp_path)
+    torch.save(other_values(tiny_model.state_dict()), file, _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(ValueError, match=r"do not fit the model \(model.norm.weight\)"):
+        restore_weights(tiny_model, tmp_path)
+
+
+def test_an_adapter_in_a_bin_file_is_restored(tiny_model, tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(copy.deepcopy(tiny_model), lora)
+    before = copy.deepcopy(model.state_dict())
+    torch.save(get_peft_model_state_dict(model), tmp_path / "adapter_model.bin")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    restore_weights(model, tmp_path)
+    assert same(model.state_dict(), before)
+
+
+def test_restored_shards_are_compared(tiny_model, tmp_path, caplog):
+    """The comparison alone; test_launch.py resumes runs with shards of ZeRO and FSDP."""
+    model = copy.deepcopy(tiny_model)
+    save_shard_sample(model, tmp_path, 0, 2)
+    check_shards(model, tmp_path, 0, 2)
+    assert not caplog.records
+    check_shards(model, tmp_path, 0, 4)
+    assert "it has no sample of the shards of 4 processes" in caplog.text
+    with torch.no_grad():
+        model.model.norm.weight[-1] += 1
+    with pytest.raises(ValueError, match=r"are not those that were saved \(model.norm.weight\)"):
+        check_shards(model, tmp_path, 0, 2)
 
 
 def other_names(tensors):

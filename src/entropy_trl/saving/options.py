@@ -64,6 +64,8 @@ def warn_of_other_options(checkpoint: Path, args: GRPOConfig) -> None:
     before = manifest["options"]
     now = recorded_options(args)
     different = {name for name in before.keys() & now.keys() if _text(before[name]) != _text(now[name])}
+    if now["model_init_kwargs"] is None:  # the command line makes them later, and the trainer compares them
+        different.discard("model_init_kwargs")
     schedules = {before.get("lr_scheduler_type"), now["lr_scheduler_type"]}
     whole = schedules & set(_WHOLE_SCHEDULES)
     has_optimizer = (checkpoint / "scheduler.pt").exists() or (checkpoint / "latest").exists()

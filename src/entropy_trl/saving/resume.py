@@ -33,6 +33,7 @@ from entropy_trl.saving.checkpoint import (
 from entropy_trl.saving.data_draws import WatchedReads, draws_file, save_random_state, warn_of_workers
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
 from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_options
+from entropy_trl.saving.shards import check_shards, save_shard_sample
 from entropy_trl.saving.uploads import PushingTrainer
 from entropy_trl.saving.weights import restore_weights
 
@@ -216,6 +217,9 @@ class ResumingTrainer(PushingTrainer):
                 save_random_state(path, drawn)
             else:
                 path.unlink(missing_ok=True)  # of an earlier run
+        if self._is_sharded:
+            processes = self.accelerator.num_processes
+            save_shard_sample(self._own_model, folder, self.accelerator.process_index, processes)
         if self._reference is not None and self.args.should_save:
             save_model(self._reference, str(folder / REFERENCE))
         self.accelerator.wait_for_everyone()
@@ -237,6 +241,15 @@ class ResumingTrainer(PushingTrainer):
         finally:
             if hidden is not None:
                 self.args.save_total_limit = None
+
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def _own_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
 
     @property
     def _reference(self) -> nn.Module | None:
@@ -272,6 +285,9 @@ class ResumingTrainer(PushingTrainer):
         fields = [] if self.optimizer is None else [set(group) for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         self._check_optimizer(fields)
+        if checkpoint is not None and self._is_sharded:
+            processes = self.accelerator.num_processes
+            check_shards(self._own_model, Path(checkpoint), self.accelerator.process_index, processes)
         if checkpoint is not None:
             self._load_reference(Path(checkpoint))
         if not self._keeps_rollout or checkpoint is None:
