@@ -12,6 +12,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
+from entropy_trl.files import write_json
 from entropy_trl.loss.state import ControlState
 from entropy_trl.rollout.sampling import PromptStream
 from entropy_trl.saving import manifest as manifest_module
@@ -79,6 +80,28 @@ def test_a_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         save_rollout(path, 0, [{"bad": object()}])
     assert not path.exists()
+
+
+def test_a_write_is_seen_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "file.json"
+    write_json(path, {"step": 1})
+
+    def no_space(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"step": 2})
+    assert [file.name for file in path.parent.iterdir()] == ["file.json"]
+    assert json.loads(path.read_text()) == {"step": 1}
+
+
+def test_a_manifest_does_not_name_what_an_interrupted_write_left(checkpoints):
+    folder = checkpoints(1) / "checkpoint-1"
+    (folder / "manifest.json.4711.part").write_text("{")
+    write_manifest(folder, LAYOUT, False)
+    (folder / "manifest.json.4711.part").unlink()
+    assert why_incomplete(folder) is None
 
 
 @pytest.fixture

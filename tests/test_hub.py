@@ -169,15 +169,22 @@ class Release(TrainerCallback):
             self.hub.released.set()
 
 
+def logs_in(hub):
+    """Which logs that grow while the run goes on are on the Hub."""
+    return {name.split("/")[0] for name in hub.repositories[REPO].files if "/" in name}
+
+
 @pytest.mark.parametrize("always", [False, True])
 def test_no_file_changes_while_an_upload_reads_the_folder(hub, make_trainer, monkeypatch, caplog, always):
     """An upload hashes the files, asks the Hub what to send (here slowly), and reads them again to send them."""
     monkeypatch.setattr(entropy_trl.saving.hub, "TIME_LIMIT", httpx.Timeout(20))
     hub.fail("preupload", "slow" if always else "hold")
-    trainer = make_trainer(**PUSHED, hub_strategy="every_save", hub_always_push=always, max_steps=8, logging_steps=1)
+    options = {"hub_strategy": "every_save", "hub_always_push": always, "report_to": "tensorboard"}
+    trainer = make_trainer(**PUSHED, **options, max_steps=8, logging_steps=1, log_completions=True)
     trainer.add_callback(Release(hub, step=6))
     trainer.train()
     assert warnings_of(caplog) == []
+    assert not logs_in(hub)
     if always:
         assert len(hub.repositories[REPO].commits) == 4
     card = Path(trainer.args.output_dir, "README.md").read_text()
@@ -186,6 +193,7 @@ def test_no_file_changes_while_an_upload_reads_the_folder(hub, make_trainer, mon
     trainer.push_to_hub(blocking=False)
     trainer.create_model_card("again")
     trainer.save_state()
+    assert logs_in(hub) == {"runs", "completions"}
     trainer.save_model()
     assert trainer.push_in_progress.is_done()
     assert warnings_of(caplog) == []

@@ -93,6 +93,7 @@ def test_killed_and_started_again(tmp_path, through, place, step, left, resumed_
     assert checkpoints(out) == left
     result = finished(start(out, resume_from_checkpoint="true"))
     assert f"Resuming from {out / f'checkpoint-{resumed_from}'}." in result.stdout
+    assert "other options" not in result.stderr
     assert ("is passed over" in result.stderr) == (not all(left.values()))
     assert same_model(out, through)
     assert checkpoints(out) == {5: True}

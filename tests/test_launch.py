@@ -119,6 +119,8 @@ def test_train_and_resume(name, model, ddp, tmp_path):
     (out / "model.safetensors").unlink()
     done = launch(name, model, out, "--resume_from_checkpoint", "true")
     assert done.stdout.count(f"Resuming from {checkpoint}.") == 1
+    assert (checkpoint / "weights_rank0.json").is_file() == (name not in ("single_gpu", "ddp"))
+    assert "were not compared" not in done.stderr and "other options" not in done.stderr
     assert difference(weights, load_file(out / "model.safetensors")) == 0
 
 

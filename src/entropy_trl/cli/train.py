@@ -181,16 +181,20 @@ def parse_train_args(
 
 def _checkpoint(training_args: "CovGRPOConfig") -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means, if any."""
-    from entropy_trl.saving.checkpoint import checkpoint_to_resume
+    from entropy_trl.saving.checkpoint import checkpoint_to_resume, warn_of_another_run
     from entropy_trl.saving.manifest import Layout
+    from entropy_trl.saving.options import warn_of_other_options
 
     choice: str | bool | None = training_args.resume_from_checkpoint
     if choice is not None and str(choice).lower() in ("false", "none", "null", "true"):
         choice = str(choice).lower() == "true"
     with usage_errors(ValueError):
         checkpoint = checkpoint_to_resume(choice, str(training_args.output_dir), Layout.of(training_args))
-    if checkpoint is not None and is_first_rank():
-        print(f"Resuming from {checkpoint}.", flush=True)
+        if is_first_rank():
+            warn_of_another_run(str(training_args.output_dir), checkpoint)
+            if checkpoint is not None:
+                print(f"Resuming from {checkpoint}.", flush=True)
+                warn_of_other_options(checkpoint, training_args)
     return checkpoint
 
 

@@ -29,7 +29,7 @@ from entropy_trl.evaluation.run import (
     read_mapping,
     run_settings,
 )
-from entropy_trl.files import check_writable, write_json, write_text
+from entropy_trl.files import check_writable, replacing, write_json, write_text
 from entropy_trl.mistakes import told_of
 from entropy_trl.templates import TEMPLATES
 
@@ -348,7 +348,8 @@ def _evaluate(job: Job, model: Model) -> report.Results:
         scores |= {"source": benchmark.source, "sampling": asdict(sampling) | {"seed": job.options.seed}}
         results = _add_scores(model, benchmark.name, scores, _versions(job.options.engine))
         if job.options.parquet:
-            datasets.Dataset.from_list(read_completions(completions)).to_parquet(completions.with_suffix(".parquet"))
+            with replacing(completions.with_suffix(".parquet")) as part:
+                datasets.Dataset.from_list(read_completions(completions)).to_parquet(part)
     return results
 
 

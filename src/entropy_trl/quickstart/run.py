@@ -25,7 +25,7 @@ from transformers import PrinterCallback
 
 from entropy_trl._version import __version__
 from entropy_trl.config import CovGRPOConfig
-from entropy_trl.files import write_json
+from entropy_trl.files import write_json, write_text
 from entropy_trl.quickstart import task
 from entropy_trl.quickstart.curve import CURVE_PROMPTS, EVALUATION_SEED, SAMPLES, HeldOutCurve
 from entropy_trl.quickstart.evaluate import evaluate_policy
@@ -209,7 +209,7 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
     metrics = evaluate_policy(model, prompts, SAMPLES, EVALUATION_SEED) | {"seconds": curve.seconds()}
 
     lines = [json.dumps(entry) for entry in trainer.state.log_history]
-    (folder / "train_log.jsonl").write_text("\n".join(lines) + "\n")
+    write_text(folder / "train_log.jsonl", "\n".join(lines) + "\n")
     trainer.save_model(str(folder / "policy"))
     write_json(folder / "result.json", metrics)  # last, since it says that the run is finished
     for old in folder.glob("checkpoint-*"):

@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 import zipfile
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from entropy_trl.files import replacing
 from entropy_trl.saving.manifest import (
     MANIFEST,
     TRAINER_STATE,
@@ -40,6 +42,11 @@ logger = logging.getLogger(__name__)
 
 MicroBatch = dict[str, Any]
 
+#: What a run leaves in its folder beside its checkpoints.
+_TRACES = (
+    *(TRAINER_STATE, "training_args.bin", "*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_results.json"),
+    *("train_log.jsonl", "completions", "runs", "_token_records"),
+)
 _ZIP = b"PK\3\4"
 _WITHOUT_OPTIMIZER = (
     "{} has no optimizer state (`save_only_model`): the learning-rate schedule and the optimizer would start afresh, "
@@ -67,11 +74,9 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
         others.append({k: v for k, v in micro_batch.items() if not isinstance(v, torch.Tensor)})
         # Micro-batches are views of one tensor: a copy holds its own part only.
         tensors |= {f"{i}/{k}": v.detach().clone() for k, v in micro_batch.items() if isinstance(v, torch.Tensor)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
     header = {"step": step, "others": others, "sha256": _checksum(tensors)}
-    save_file(tensors, unfinished, metadata={"rollout": json.dumps(header)})
-    unfinished.rename(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"rollout": json.dumps(header)})
 
 
 def load_rollout(path: Path, device: torch.device) -> tuple[int, list[MicroBatch]]:
@@ -113,11 +118,11 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     for i, checkpoint in reversed(list(enumerate(checkpoints))):
         problem = why_incomplete(checkpoint)
         if problem is not None:
-            _warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
+            warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
             continue
         if higher := [c for c in checkpoints[:i] if _step(c) > _step(checkpoint)]:
             names = ", ".join(f"{c.name} ({_run_of(c)})" for c in higher)
-            _warn_once(
+            warn_once(
                 f"{checkpoint} ({_run_of(checkpoint)}) was saved last. Passed over, because they were saved before "
                 f"it: {names}. Name one of them to resume from it."
             )
@@ -157,7 +162,10 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         if (checkpoint / MANIFEST).exists():
             problem, remedy = why_incomplete(checkpoint), f" {how_to_accept(checkpoint)}."
         else:
-            _warn_once(f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone.")
+            warn_once(
+                f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone, and options "
+                "that you changed are not named."
+            )
             problem, remedy = _why_unreadable(checkpoint), ""
         if problem is not None:
             raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.{remedy}")
@@ -166,7 +174,7 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         problem = _WITHOUT_OPTIMIZER.format(checkpoint)
         if choice is True or choice == "auto":
             raise ValueError(f"resume_from_checkpoint: {problem}, or name it.")
-        _warn_once(f"{problem}. It goes on all the same, because you named it.")
+        warn_once(f"{problem}. It goes on all the same, because you named it.")
     return checkpoint
 
 
@@ -194,20 +202,34 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, newest: 
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def warn_of_another_run(output_dir: str | Path) -> None:
-    """Name the run whose checkpoints lie where a new run is about to write its own."""
-    checkpoints = sorted(_checkpoints(output_dir), key=_saved_at)
-    if checkpoints:
-        _warn_once(
-            f"{output_dir} already holds checkpoints of another run ({checkpoints[-1].name} is the last; "
-            f"{_run_of(checkpoints[-1])}): this new run overwrites those of the same steps, and save_total_limit "
-            "deletes the others. Choose another output_dir to keep them, or resume with resume_from_checkpoint true."
+def warn_of_another_run(output_dir: str | Path, resumed: Path | None = None) -> None:
+    """Name in one line the other run that lies where a run is about to write.
+
+    Args:
+        output_dir (`str` or `Path`): the run's folder.
+        resumed (`Path`, *optional*): the checkpoint that the run goes on from. Its own run is not another one.
+    """
+    folder = Path(output_dir)
+    checkpoints = sorted(_checkpoints(folder), key=_saved_at)
+    inside = resumed is not None and resumed.resolve().parent == folder.resolve()
+    if resumed is not None:
+        run = _run_of(resumed)
+        checkpoints = [c for c in checkpoints if _run_of(c) != run and (not inside or _step(c) > _step(resumed))]
+    found = [f"{checkpoints[-1].name} is its last checkpoint, {_run_of(checkpoints[-1])}"] if checkpoints else []
+    if not inside and folder.is_dir():
+        traces = sorted(path.name for path in folder.iterdir() if any(fnmatch(path.name, trace) for trace in _TRACES))
+        found += [", ".join(traces[:4]) + (f" and {len(traces) - 4} more" if len(traces) > 4 else "")] if traces else []
+    if found:
+        warn_once(
+            f"{output_dir} already holds another run ({'; '.join(found)}): this run overwrites files of the same "
+            "names and checkpoints of the same steps, and save_total_limit deletes older ones. Choose another "
+            "output_dir to keep them" + ("." if resumed else ", or resume with resume_from_checkpoint true.")
         )
 
 
 @cache
-def _warn_once(message: str) -> None:
-    """The command line checks a checkpoint before the model is loaded, and the trainer does again."""
+def warn_once(message: str) -> None:
+    """Warn, the first time: the command line checks a checkpoint before the model is loaded, and the trainer again."""
     logger.warning(message)
 
 
@@ -299,7 +321,7 @@ def _check_layout(checkpoint: Path, layout: Layout) -> None:
     elif (checkpoint / "latest").exists() and saved.processes != layout.processes:
         problem = "DeepSpeed's shards are for that number of processes. Resume with the same"
     else:
-        _warn_once(
+        warn_once(
             f"{checkpoint} was saved with {saved}; now it is {layout}. The run goes on with the same prompts in the "
             "same steps; random numbers of the processes (sampling) are not those of a run that was not interrupted."
         )
