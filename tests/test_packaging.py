@@ -86,7 +86,7 @@ def test_metadata(wheel):
     assert metadata["Version"] == __version__
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert "Apache-2.0" in (metadata["License-Expression"] or metadata["License"])
-    assert "trl<1.17,>=1.16" in metadata.get_all("Requires-Dist")
+    assert "trl<1.17,>=1.13" in metadata.get_all("Requires-Dist")
     assert "Operating System :: POSIX" in metadata.get_all("Classifier")  # fcntl and resource
     assert not any("OWNER" in url or "example" in url for url in metadata.get_all("Project-URL"))
     assert set(metadata.get_all("Provides-Extra")) >= {"vllm", "deepspeed", "peft", "plot", "test", "quality", "dev"}

@@ -24,9 +24,12 @@ from entropy_trl.saving.hub import (
 )
 from entropy_trl.saving.manifest import MANIFEST
 from entropy_trl.saving.model_card import write_card
+from entropy_trl.trl_compat import adapt_trl
 
 
 logger = logging.getLogger(__name__)
+
+adapt_trl()
 
 
 class PushingTrainer(GRPOTrainer):
