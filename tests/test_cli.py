@@ -431,7 +431,7 @@ def test_nothing_to_train_or_to_train_on(capsys, tmp_path, key, expected):
 
 
 def test_missing_config_file(capsys):
-    assert "Config file 'no.yaml' does not exist." in mistake(capsys, "--config", "no.yaml")
+    assert "Config file 'no.yaml' does not exist" in mistake(capsys, "--config", "no.yaml")
     assert "--config needs the name of a file" in mistake(capsys, "--config")
 
 

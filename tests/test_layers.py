@@ -16,7 +16,18 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
-    {"tokens", "rollout", "files", "templates", "dotted_path", "mistakes", "config_checks", "_version"},
+    {
+        "tokens",
+        "rollout",
+        "files",
+        "templates",
+        "dotted_path",
+        "mistakes",
+        "config_checks",
+        "recipes",
+        "trl_compat",
+        "_version",
+    },
     {"controls"},
     {"loss"},
     {"config", "analysis"},

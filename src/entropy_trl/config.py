@@ -12,6 +12,7 @@ from entropy_trl.controls import CONTROLS, Chain, EntropyControl, build_control,
 from entropy_trl.controls.base import CLIP_RANGE, SELECTED_TOKENS
 from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
 from entropy_trl.rollout.estimators import ESTIMATORS
+from entropy_trl.trl_compat import check_fused_loss
 
 
 POOLS = ("step", "micro_batch")
@@ -301,6 +302,7 @@ class CovGRPOConfig(GRPOConfig):
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
                 'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
+        check_fused_loss(self.use_liger_kernel)
         if CLIP_RANGE not in control.claims:
             return
         for name in ("epsilon", "epsilon_high"):

@@ -5,7 +5,6 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
@@ -13,6 +12,7 @@ from trl import ScriptArguments, TrlParser
 from entropy_trl.cli.checks import check_numbers, check_sources
 from entropy_trl.cli.parser import one_spelling
 from entropy_trl.data.options import RowOptions
+from entropy_trl.recipes import find_recipe, recipe_names
 from entropy_trl.templates import TEMPLATES
 
 
@@ -142,6 +142,10 @@ class CovGRPOScriptArguments(ScriptArguments):
         },
     )
 
+    def __post_init__(self) -> None:
+        if self.chat_template_path is not None:  # a recipe names its template as a clone has it
+            self.chat_template_path = str(find_recipe(self.chat_template_path) or self.chat_template_path)
+
 
 class TrainParser(TrlParser):
     """TRL's parser, which refuses what TRL's would let through.
@@ -163,8 +167,8 @@ class TrainParser(TrlParser):
         argv = [part for argument in argv for part in _split_config(argument)]
         if argv[-1:] == ["--config"]:
             raise ValueError("--config needs the name of a file.")
-        if "--config" in argv and not Path(file := argv[argv.index("--config") + 1]).is_file():
-            raise FileNotFoundError(f"Config file {file!r} does not exist.")
+        if "--config" in argv:
+            argv[argv.index("--config") + 1] = _config_file(argv[argv.index("--config") + 1])
         command_line = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         command_line.add_argument("--entropy_control", "--entropy-control")
         self._control_on_command_line = command_line.parse_known_args(argv)[0].entropy_control
@@ -212,6 +216,15 @@ class TrainParser(TrlParser):
         prefix = "--" if name.startswith("-") else ""
         hint = f"the nearest valid one is {prefix}{near[0]}" if near else "`--help` lists the valid ones"
         return f": {given} ({hint})."
+
+
+def _config_file(name: str) -> str:
+    """The file, or the file of the recipe, that `--config` names."""
+    if (file := find_recipe(name)) is not None:
+        return str(file)
+    near = difflib.get_close_matches(name, names := recipe_names(), n=1)
+    hint = f"the nearest one is {near[0]}" if near else f"they are {', '.join(names)}"
+    raise FileNotFoundError(f"Config file {name!r} does not exist, and it is not the name of a recipe ({hint}).")
 
 
 def _split_config(argument: str) -> list[str]:

@@ -1,6 +1,5 @@
 """[`TokenBatches`]: convert TRL's inputs of the loss to what a control sees."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,10 +12,11 @@ from trl.models.utils import disable_gradient_checkpointing
 from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
 from entropy_trl.tokens.ranks import Ranks
 from entropy_trl.tokens.types import TokenBatch
+from entropy_trl.trl_compat import forward_parameters
 
 
 #: What TRL's forward pass takes beside the token ids (images and the like), by name.
-_FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+_FORWARD_INPUTS = set(forward_parameters())
 
 
 class TokenBatches:

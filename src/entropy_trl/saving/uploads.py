@@ -26,9 +26,12 @@ from entropy_trl.saving.hub import (
 )
 from entropy_trl.saving.manifest import MANIFEST
 from entropy_trl.saving.model_card import write_card
+from entropy_trl.trl_compat import adapt_trl
 
 
 logger = logging.getLogger(__name__)
+
+adapt_trl()
 
 
 #: In a run's folder, what TensorBoard and TRL (`log_completions`) add to while an upload reads it.
