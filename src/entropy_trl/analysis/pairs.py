@@ -130,7 +130,7 @@ def law_points(
         entropies = _per_token(run, entropies, tokens_per_sequence)
     if entropy_unit not in (None, "nats", "bits"):
         raise ValueError(f"unknown unit of entropy {entropy_unit!r}; choose from nats, bits")
-    if entropy_unit is None and re.search(r"(?<![a-z])bits?(?![a-z])", entropy_name.lower()):
+    if entropy_unit is None and unit_of(entropy_name) != 1:
         entropy_unit = "bits"
         notes.append(f"{entropy_name} is taken to be in bits, as its name says, and was converted to nats.")
     if entropy_unit == "bits":
@@ -144,7 +144,7 @@ def law_points(
         if entropies.values.max() > min(MAX_ENTROPY, math.log(vocab_size or math.inf)):
             hint = " Say which: --entropy-unit bits, or --tokens-per-sequence (a number, or the metric of the length)."
         raise ValueError(f"Run {run.name!r}, {entropy_name}: {error}{hint}") from error
-    kept, h = _pair(rewards.steps, entropies, pairing)
+    kept, h = pair(rewards.steps, entropies, pairing)
     if not kept.any():
         raise ValueError(
             f"Run {run.name!r}: no {entropy_name} was logged near a step of {reward_name} (steps "
@@ -179,6 +179,17 @@ def one_benchmark(run: Run, benchmark: str | None) -> Run:
     evaluations = {id(entry) for entry in _of_benchmark(run.log, benchmark)}
     others = [e for e in run.log if id(e) in evaluations or not any(_EVALUATION.fullmatch(name) for name in e)]
     return replace(run, log=others)
+
+
+def is_left_out(entry: Mapping[str, Any], benchmark: str | None) -> bool:
+    """Whether an entry of a log is an evaluation on another data set than the one that was chosen."""
+    evaluated = benchmark is not None and any(_EVALUATION.fullmatch(name) for name in entry)
+    return evaluated and not _of_benchmark([entry], benchmark)
+
+
+def unit_of(metric: str) -> float:
+    """The nats in a unit of an entropy, as far as the name of the metric says: bits, or else nats."""
+    return math.log(2) if re.search(r"(?<![a-z])bits?(?![a-z])", metric.lower()) else 1.0
 
 
 def _default_reward(run: Run, notes: list[str]) -> str:
@@ -219,7 +230,7 @@ def _default_entropy(run: Run, reward: str) -> str:
 
 def _per_token(run: Run, entropies: Series, tokens: float | str) -> Series:
     if isinstance(tokens, str):
-        kept, lengths = _pair(entropies.steps, run.series(tokens), "nearest")
+        kept, lengths = pair(entropies.steps, run.series(tokens), "nearest")
         entropies = Series(entropies.steps[kept], entropies.values[kept])
     else:
         lengths = np.full(len(entropies.steps), float(tokens))
@@ -228,7 +239,7 @@ def _per_token(run: Run, entropies: Series, tokens: float | str) -> Series:
     return Series(entropies.steps, entropies.values / lengths)
 
 
-def _pair(steps: npt.NDArray[np.int64], series: Series, pairing: str) -> tuple[npt.NDArray[np.bool_], Array]:
+def pair(steps: npt.NDArray[np.int64], series: Series, pairing: str) -> tuple[npt.NDArray[np.bool_], Array]:
     """Which of the steps have a value of the series, and those values."""
     reach = max(_gap(steps), _gap(series.steps))
     after = np.searchsorted(series.steps, steps).clip(1, len(series.steps) - 1) if len(series.steps) > 1 else steps * 0

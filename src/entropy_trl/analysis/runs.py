@@ -131,7 +131,7 @@ class Run:
         """The names of the metrics that the run logged as numbers, in the order of their first entries."""
         names: dict[str, None] = {}
         for entry in self.log:
-            names.update((name, None) for name, value in entry.items() if name != "step" and _is_number(value))
+            names.update((name, None) for name, value in entry.items() if name != "step" and is_number(value))
         return list(names)
 
     def series(self, metric: str) -> Series:
@@ -143,7 +143,7 @@ class Run:
         values = {
             int(entry["step"]): float(entry[metric])
             for entry in self.log
-            if _is_number(entry.get(metric)) and not np.isnan(float(entry[metric]))
+            if is_number(entry.get(metric)) and not np.isnan(float(entry[metric]))
         }
         if not values:
             logged = self.metrics
@@ -189,7 +189,7 @@ def _spellings(name: str) -> Iterator[str]:
     yield tracker.replace("/", "_")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
