@@ -418,3 +418,31 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "log.jsonl")
     with pytest.raises(ValueError, match="is not a regular file"):
         read_runs([str(tmp_path / "log.jsonl")])
+
+
+def test_a_damaged_event_file_says_where_it_ends(tmp_path, caplog):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for entry in GOOD:
+            writer.add_scalar("train/entropy", entry["entropy"], entry["step"])
+    (file,) = tmp_path.glob("*tfevents*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3])  # the run still writes it
+    assert len(read_runs([str(tmp_path)])[0].log) == 39
+    assert "damaged" not in caplog.text
+    file.write_bytes(whole[:300] + bytes([whole[300] ^ 255]) + whole[301:])
+    left = len(read_runs([str(tmp_path)])[0].log)
+    assert left < 10
+    assert f"is damaged after {left + 1} records" in caplog.text  # the first has the version
+    assert f"of {len(whole)}: the rest is not read" in caplog.text
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    (tmp_path / "log.jsonl").write_text(LINES)
+    code = "import sys, time; from entropy_trl.cli import main; time.sleep(0.5); sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "law", str(tmp_path / "log.jsonl")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

@@ -49,6 +49,9 @@ COMMANDS = {
 NOT_PUSHED = 3
 """Exit code of a training that is done and saved, but of which not all is on the Hub."""
 
+#: What a shell reports of a program that the end of a pipe has stopped.
+_SIGPIPE = 141
+
 
 class UsageError(Exception):
     """A mistake of the user's, told in one line."""
@@ -195,7 +198,13 @@ def _checked(
             prepared = prepare(options)
     except UsageError as error:
         return _tell(error, parser.prog)
-    return run(prepared, options)
+    try:
+        exit_code = run(prepared, options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return _SIGPIPE
+    return exit_code
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:

@@ -371,6 +371,33 @@ def _read_trackio(file: Path) -> list[Log]:
     ]
 
 
+def _tell_damage(file: Path) -> None:
+    """Warn where a damaged event file ends: TensorBoard reads up to there, and says nothing.
+
+    A record is its length (8 bytes), the checksum of that (4), the data, and their checksum (4). A last record that is
+    cut off is no damage: the run may still write it.
+    """
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    data = file.read_bytes()
+    start, count = 0, 0
+    while start + 12 <= len(data):
+        length, check = struct.unpack_from("<QI", data, start)
+        end = start + 12 + length
+        whole = masked_crc32c(data[start : start + 8]) == check
+        if whole and end + 4 > len(data):
+            return
+        if not whole or masked_crc32c(data[start + 12 : end]) != struct.unpack_from("<I", data, end)[0]:
+            logger.warning(
+                terminal(
+                    f"{str(file)!r} is damaged after {count} records, at byte {start} of {len(data)}: the rest is not "
+                    "read."
+                )
+            )
+            return
+        start, count = end + 4, count + 1
+
+
 def read_events(path: Path) -> list[Log]:
     """The scalars in TensorBoard's event files (a folder or one file), with transformers' arguments as settings."""
     try:
@@ -382,6 +409,8 @@ def read_events(path: Path) -> list[Log]:
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise ImportError(f"{str(path)!r} is TensorBoard's: pip install tensorboard to read it.") from error
+    for file in sorted(filter(is_event_file, path.iterdir())) if path.is_dir() else [path]:
+        _tell_damage(file)
     events = EventAccumulator(str(path), size_guidance={SCALARS: 0, TENSORS: 0})
     events.Reload()
     points = [(e.step, tag, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
