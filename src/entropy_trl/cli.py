@@ -71,17 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(argv[:1]).command
     if command == "train":
         return train_main(argv[1:], prog="entropy-trl train")
-    if command == "evaluate":
-        return _evaluate_main(argv[1:])
-    if command == "plan":
-        return _plan_main(argv[1:])
-    if command == "law":
-        return _law_main(argv[1:])
-    if command == "covariance":
-        return _covariance_main(argv[1:])
-    if command == "report":
-        return _report_main(argv[1:])
-    return _quickstart_main(argv[1:])
+    mains = {
+        "evaluate": _evaluate_main,
+        "plan": _plan_main,
+        "law": _law_main,
+        "covariance": _covariance_main,
+        "report": _report_main,
+        "quickstart": _quickstart_main,
+    }
+    try:
+        exit_code = mains[command](argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return _SIGPIPE
+    return exit_code
 
 
 def _quickstart_main(argv: Sequence[str]) -> int:
@@ -198,13 +202,7 @@ def _checked(
             prepared = prepare(options)
     except UsageError as error:
         return _tell(error, parser.prog)
-    try:
-        exit_code = run(prepared, options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
-        return _SIGPIPE
-    return exit_code
+    return run(prepared, options)
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
