@@ -16,11 +16,12 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl import EntropyLawCallback
-from entropy_trl.analysis import read_runs, running_law
+from entropy_trl.analysis import read_runs
 from entropy_trl.analysis.law import fit_law
-from entropy_trl.analysis.pairs import law_points
-from entropy_trl.analysis.running_law import RunningLaw
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.law import running as running_law
+from entropy_trl.analysis.law.points import law_points
+from entropy_trl.analysis.law.running import RunningLaw
+from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
 

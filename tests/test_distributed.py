@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.covariance.records import read_records
 
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"

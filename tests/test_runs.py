@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entropy_trl.analysis.runs import METRIC_NAMES, Run, read_run, read_runs
+from entropy_trl.analysis.logs.runs import METRIC_NAMES, Run, read_run, read_runs
 
 
 #: What TRL logs: training entries, and an evaluation beside every second of them.
@@ -27,12 +27,11 @@ HISTORY = [
 WRITE = """
 import json, os, sys
 from torch.utils.tensorboard import SummaryWriter
-import trackio, wandb
+import trackio
 
 history, folder = json.loads(sys.argv[1]), sys.argv[2]
 writer = SummaryWriter(f"{folder}/out-seed7/runs/Nov21_host")
 writer.add_text("args", json.dumps({"seed": 7, "learning_rate": 1e-6}))
-run = wandb.init(project="project", name="policy-seed5", config={"seed": 5, "vocab_size": 64}, dir=folder)
 for name in ("grpo-seed1", "grpo-seed2"):
     trackio.init(project="project", name=name, config={"seed": int(name[-1])}, embed=False)
     for entry in history:
@@ -41,9 +40,7 @@ for name in ("grpo-seed1", "grpo-seed2"):
 for entry in history:
     for key, value in entry.items():
         writer.add_scalar(key, value, entry["train/global_step"])
-    run.log(entry)
 writer.close()
-run.finish()
 from trackio.sqlite_storage import SQLiteStorage
 SQLiteStorage.export_to_parquet()
 """
@@ -63,14 +60,12 @@ def test_names_are_those_of_transformers():
 
 @pytest.fixture(scope="module")
 def trackers(tmp_path_factory):
-    for package in ("tensorboard", "trackio", "wandb"):
+    for package in ("tensorboard", "trackio"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("trackers")
     (folder / "trackio").mkdir()
     environment = os.environ | {
         "TRACKIO_DIR": str(folder / "trackio"),
-        "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true",
         "HF_HUB_OFFLINE": "1",
     }
     entries = [tracked(entry) | {"train/global_step": entry["step"]} for entry in HISTORY]
@@ -101,40 +96,15 @@ def test_tensorboard(trackers):
     check_history(read_run(file))
 
 
-def test_wandb_offline_run(trackers):
-    (folder,) = (trackers / "wandb").glob("offline-run-*")
-    for path in (folder, trackers / "wandb", next(folder.glob("*.wandb"))):
-        run = read_run(path)
-        check_history(run)
-        assert (run.name, run.seed, run.config["vocab_size"]) == ("policy-seed5", 5, 64)
-
-
-def test_wandb_file_that_is_cut_or_damaged(trackers, tmp_path):
-    (source,) = (trackers / "wandb").glob("offline-run-*/*.wandb")
-    content = source.read_bytes()
-    (tmp_path / "cut.wandb").write_bytes(content[: len(content) * 2 // 3])  # a run that goes on
-    assert 0 < len(read_run(tmp_path / "cut.wandb").log) < len(HISTORY)
-    middle = len(content) // 2
-    (tmp_path / "bad.wandb").write_bytes(content[:middle] + b"\x00\xff" * 8 + content[middle + 16 :])
-    with pytest.raises(ValueError, match="is damaged at byte"):
-        read_run(tmp_path / "bad.wandb")
-    (tmp_path / "other.wandb").write_bytes(b"something else")
-    with pytest.raises(ValueError, match="export the run's history"):
-        read_run(tmp_path / "other.wandb")
-
-
-def test_wandb_record_over_blocks(tmp_path):
-    """A record longer than a block of 32 KiB comes in pieces."""
-    pytest.importorskip("wandb")
-    script = (
-        "import sys, wandb\nrun = wandb.init(dir=sys.argv[1])\n"
-        "run.log({f'metric_{i:05}' + 'x' * 40: i for i in range(3000)} | {'entropy': 1.5})\nrun.finish()\n"
-    )
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, timeout=120)
-    run = read_run(tmp_path / "wandb")
-    assert run.series("entropy").values.tolist() == [1.5]
-    assert run.series("metric_02999" + "x" * 40).values.tolist() == [2999]
+def test_what_is_not_read_says_what_to_give_instead(tmp_path):
+    (tmp_path / "offline-run-1").mkdir()
+    (tmp_path / "offline-run-1" / "run-1.wandb").write_bytes(b":W&B")
+    download = tmp_path / "downloads" / "run-.-tag-train_entropy.csv"
+    download.parent.mkdir()
+    download.write_text("Wall time,Step,Value\n1700000000.1,0,0.9\n")
+    for path, instead in (("offline-run-1", "wandb sync"), ("downloads", "the folder with the event files")):
+        with pytest.raises(ValueError, match=instead):
+            read_run(tmp_path / path)
 
 
 def test_trackio_store(trackers):
@@ -230,16 +200,6 @@ def test_wandb_chart_export(tmp_path):
     chart = {run.name: run for run in read_runs([str(file)])}
     assert chart["3b"].series("train/entropy").steps.tolist() == [8]
     assert chart["3b"].metrics == ["train/entropy"]
-
-
-def test_tensorboard_csv_downloads(tmp_path):
-    for metric, values in (("train_entropy", (0.9, 0.5)), ("eval_reward", (0.1, 0.3))):
-        rows = "".join(f"1700000000.{i},{10 * i},{value}\n" for i, value in enumerate(values))
-        (tmp_path / f"run-.-tag-{metric}.csv").write_text("Wall time,Step,Value\n" + rows)
-    run = read_run(tmp_path)
-    assert (run.find("entropy"), run.find("accuracy")) == ("train_entropy", "eval_reward")
-    assert run.series("train_entropy").steps.tolist() == [0, 10]
-    assert read_run(tmp_path / "run-.-tag-eval_reward.csv").series("eval_reward").values.tolist() == [0.1, 0.3]
 
 
 def test_verl_logs(tmp_path):

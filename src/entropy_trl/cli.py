@@ -138,54 +138,44 @@ def _plan_main(argv: Sequence[str], prog: str = "entropy-trl plan") -> int:
 
 def _law_main(argv: Sequence[str], prog: str = "entropy-trl law") -> int:
     """Fits the law to logs. Returns 0, or 2 for a mistake of the user's."""
-    from entropy_trl.analysis import law_command
+    from entropy_trl.analysis.law import command
 
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Fit R = -a exp(H) + b (arXiv 2505.22617, Eq. 6), reward against policy entropy, to the logs of "
-        "runs made with TRL or any other trainer: coefficients, ceiling, other curves, early prediction, model sizes.",
+        description=command.DESCRIPTION,
         allow_abbrev=False,
     )
-    law_command.add_arguments(parser)
-    return _checked(parser, argv, law_command.analyse, law_command.main)
+    command.add_arguments(parser)
+    return _checked(parser, argv, command.prepare, command.run)
 
 
 def _covariance_main(argv: Sequence[str], prog: str = "entropy-trl covariance") -> int:
     """Prints the analyses of a run's token records. Returns 0, or 2 for a mistake of the user's."""
-    from entropy_trl.analysis import covariance_command
+    from entropy_trl.analysis.covariance import command
 
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Analyse the token records of a run as arXiv 2505.22617 does: the covariance by quantile, over "
-        "training, against the entropy change and by difficulty, and which tokens carry it.",
+        description=command.DESCRIPTION,
         allow_abbrev=False,
     )
-    covariance_command.add_arguments(parser)
-    return _checked(
-        parser,
-        argv,
-        covariance_command.analyse,
-        lambda found, options: covariance_command.main(found[0], found[1], options),
-        (ValueError, OSError),
-    )
+    command.add_arguments(parser)
+    return _checked(parser, argv, command.prepare, command.run, (ValueError, OSError))
 
 
 def _report_main(argv: Sequence[str], prog: str = "entropy-trl report") -> int:
     """Writes the page on runs. Returns 0, or 2 for a mistake of the user's."""
     try:
         with _usage_errors(ImportError):  # matplotlib
-            from entropy_trl.analysis import report_command
+            from entropy_trl.analysis.report import command
     except UsageError as error:
         return _tell(error, prog)
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Write one self-contained HTML page on runs made with TRL or any other trainer, with its figures "
-        "as SVG and PNG and its numbers as JSON: curves with seeds as bands, reward against exp(entropy), covariance, "
-        "completions by token covariance, settings that differ, and results. Runs that are not over are fine.",
+        description=command.DESCRIPTION,
         allow_abbrev=False,
     )
-    report_command.add_arguments(parser)
-    return _checked(parser, argv, report_command.prepare, report_command.main)
+    command.add_arguments(parser)
+    return _checked(parser, argv, command.prepare, command.run)
 
 
 def _checked(

@@ -16,3 +16,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """[`write_text`] of a value as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write where the user said: a file in one move, and a pipe or a device such as `/dev/stdout` as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+    else:
+        write_text(path.resolve(), text)

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_trl.analysis.law import Array
-from entropy_trl.analysis.running_law import RunningFit, RunningLaw
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.law.fit import Array
+from entropy_trl.analysis.law.running import RunningFit, RunningLaw
+from entropy_trl.analysis.logs.runs import Run
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class EntropyLawCallback(TrainerCallback):
     Args:
         collapse (`float`): entropy below this share of that at the start is a collapse.
         reward, entropy, benchmark (`str`, *optional*): metrics to take instead, and the evaluation data set where there
-            are several (see [`~entropy_trl.analysis.pairs.law_points`]).
+            are several (see [`~entropy_trl.analysis.law.points.law_points`]).
         figures (`bool`): whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
             matplotlib and statsmodels (the `analysis` extra).
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from entropy_trl.analysis.law import Array, check_entropy
-from entropy_trl.analysis.pairs import MIN_EVALUATIONS, is_left_out, law_points, one_benchmark, pair, unit_of
-from entropy_trl.analysis.runs import Run, Series, is_number
+from entropy_trl.analysis.law.fit import Array, check_entropy
+from entropy_trl.analysis.law.points import MIN_EVALUATIONS, is_left_out, law_points, one_benchmark, pair, unit_of
+from entropy_trl.analysis.logs.runs import Run, Series, is_number
 
 
 class RunningFit(NamedTuple):
-    """The least-squares fit to the points so far, as [`~entropy_trl.analysis.law.fit_law`] gives it.
+    """The least-squares fit to the points so far, as [`~entropy_trl.analysis.law.fit.fit_law`] gives it.
 
     Attributes:
         a: the slope.
@@ -40,13 +40,13 @@ class RunningFit(NamedTuple):
 class RunningLaw:
     """Points and fit of a log that grows at its end.
 
-    The points are those of [`~entropy_trl.analysis.pairs.law_points`]. The whole log is read again only where the
+    The points are those of [`~entropy_trl.analysis.law.points.law_points`]. The whole log is read again only where the
     choice of the metrics may change: with a new metric, or one of the first evaluations. Other entries are added to
     the sums of the fit. Where rewards and entropies are logged at different steps, their columns are paired again at
     each log, without reading the log.
 
     Args:
-        reward, entropy, benchmark (`str`, *optional*): as for [`~entropy_trl.analysis.pairs.law_points`].
+        reward, entropy, benchmark (`str`, *optional*): as for [`~entropy_trl.analysis.law.points.law_points`].
     """
 
     def __init__(self, reward: str | None = None, entropy: str | None = None, benchmark: str | None = None):
@@ -71,7 +71,7 @@ class RunningLaw:
         """Take the entries that are new in the log, and return the entropies of all points; None while there are none.
 
         Raises:
-            ValueError: as for [`~entropy_trl.analysis.pairs.law_points`], and if a reward is infinite.
+            ValueError: as for [`~entropy_trl.analysis.law.points.law_points`], and if a reward is infinite.
         """
         shorter = len(log) < self._read  # another run's log
         new, self._read = log[self._read :], len(log)

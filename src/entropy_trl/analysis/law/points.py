@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from entropy_trl.analysis.law import MAX_ENTROPY, Array, check_entropy
-from entropy_trl.analysis.runs import Run, Series
+from entropy_trl.analysis.law.fit import MAX_ENTROPY, Array, check_entropy
+from entropy_trl.analysis.logs.runs import Run, Series
 
 
 #: Evaluations that a log must have to be preferred to the training reward.
@@ -97,7 +97,7 @@ def law_points(
     """The points of a run to fit the law to.
 
     Args:
-        run: From [`read_run`](entropy_trl.analysis.runs.read_run).
+        run: From [`read_run`](entropy_trl.analysis.logs.runs.read_run).
         reward: The metric to take as `R`. By default the accuracy of an evaluation (`Run.find("accuracy")`) if there
             are at least 5, otherwise the training reward.
         entropy: The metric to take as `H`. By default that of the same evaluation, if it was logged with it, otherwise
