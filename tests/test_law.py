@@ -404,7 +404,7 @@ def test_sizes_that_cannot_be_fitted():
         ([], [], "0 points are too few"),
         ([0.5] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], r"entropy is constant \(0.5 nats at all 5 points\)"),
         ([0.5, math.nan, 0.3], [0.1, 0.2, 0.3], "1 of 3 entropies are NaN"),
-        ([0.5, 0.4, 0.3], [0.1, math.inf, 0.3], "1 of 3 rewards are NaN or infinite"),
+        ([0.5, 0.4, 0.3], [0.1, math.inf, 0.3], "1 of 3 rewards are NaN, infinite or beyond"),
         ([0.5, 0.4, -0.3], [0.1, 0.2, 0.3], r"An entropy is negative \(-0.3\)"),
         ([800.0, 500.0, 300.0], [0.1, 0.2, 0.3], "800 nats a token is more than a vocabulary allows"),
         ([0.5, 0.4, 0.3], [0.1, 0.2], r"got the shapes \(3,\) and \(2,\)"),

@@ -550,3 +550,12 @@ def test_numbers():
         "1": [1.0, None],
         "a": [0.5, 3],
     }
+
+
+@pytest.mark.parametrize("metric", ["entropy", "reward", "kl"])
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308])
+def test_a_value_near_the_largest_float_leaves_the_rest_of_the_page(tmp_path, metric, value):
+    log = [{"step": i, "entropy": 0.8 - i / 40, "reward": i / 40, "kl": 0.1} for i in range(20)]
+    log[7][metric] = value
+    page = write_report([Run("run", log=log)], tmp_path)
+    assert "<svg" in page.read_text()

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -396,3 +398,39 @@ def test_a_damaged_event_file_says_where_it_ends(tmp_path, caplog):
     assert left < 10
     assert f"is damaged after {left + 1} records" in caplog.text  # the first has the version
     assert f"of {len(whole)}: the rest is not read" in caplog.text
+
+
+def test_damaged_rows_of_a_store_are_counted_and_left_out(tmp_path, caplog):
+    with closing(sqlite3.connect(tmp_path / "project.db")) as store, store:
+        store.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_name TEXT, step INTEGER, metrics TEXT)")
+        cells = [json.dumps({"step": i, "entropy": 1.0 - i / 10}) for i in range(9)]
+        cells += ["{", "[1]", None, "[" * 100_000]
+        rows = [("run", i, cell) for i, cell in enumerate(cells)]
+        store.executemany("INSERT INTO metrics (run_name, step, metrics) VALUES (?, ?, ?)", rows)
+    assert len(read_run(tmp_path / "project.db").series("entropy").steps) == 9
+    assert "has 4 damaged rows of 13" in caplog.text
+
+
+def test_a_damaged_part_of_a_parquet_file_is_counted_and_left_out(tmp_path, caplog):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "history.parquet"
+    pd.DataFrame({"step": range(30), "entropy": np.random.default_rng(0).random(30)}).to_parquet(
+        file, row_group_size=10, compression="gzip"
+    )
+    whole = file.read_bytes()
+    with parquet.ParquetFile(file) as opened:
+        column = opened.metadata.row_group(1).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    file.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
+    assert len(read_run(file).series("entropy").steps) == 20
+    assert "has 10 damaged rows of 30" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", '{"seed": ' + "[" * 100_000])
+@pytest.mark.parametrize("name", ["settings.json", "result.json"])
+def test_a_damaged_file_beside_a_log_does_not_refuse_it(tmp_path, caplog, name, content):
+    (tmp_path / "train_log.jsonl").write_text('{"step": 1, "entropy": 0.5}\n')
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    run = read_run(tmp_path)
+    assert run.metrics == ["entropy"] and not run.config and not run.results
+    assert "Left out:" in caplog.text and name in caplog.text

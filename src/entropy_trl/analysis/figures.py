@@ -76,6 +76,7 @@ _SETTINGS: dict[str, Any] = {
 _SIZE = (4.7, 3.1)  # inches; 72 of its units are an inch in the page, so that text keeps its size on a phone
 #: A line is drawn with the extremes of each of so many parts; more cannot be told apart at this width.
 _PARTS = 150
+_LARGEST = 1e300
 _LONGEST_NAME = 40
 _LEGEND_COLUMNS = 4
 
@@ -112,14 +113,20 @@ def curves(lines: Mapping[str, Curve], chosen: Mapping[str, Style], label: str) 
     for group, line in lines.items():
         style = chosen[group]
         if len(line.runs) > 1:
-            steps, low, high = thinned(line.steps, line.low, line.high)
+            steps, low, high = thinned(line.steps, drawable(line.low), drawable(line.high))
             axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, linewidth=0)
             for series in line.runs.values():
                 if len(line.steps) == 0 or series.steps[-1] > line.steps[-1]:
-                    axes.plot(*thinned(*series), color=style.colour, linestyle=style.line, linewidth=0.7, alpha=0.7)
+                    axes.plot(
+                        *thinned(series.steps, drawable(series.values)),
+                        color=style.colour,
+                        linestyle=style.line,
+                        linewidth=0.7,
+                        alpha=0.7,
+                    )
         marker = style.marker if len(line.steps) <= 12 else ""
         axes.plot(
-            *thinned(line.steps, line.mean),
+            *thinned(line.steps, drawable(line.mean)),
             color=style.colour,
             linestyle=style.line,
             linewidth=1.8,
@@ -210,7 +217,13 @@ def scatter(
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     for group, (x, y) in points.items():
-        axes.plot(*thinned(x, y), chosen[group].marker, color=chosen[group].colour, markersize=4, alpha=0.75)
+        axes.plot(
+            *thinned(drawable(x), drawable(y)),
+            chosen[group].marker,
+            color=chosen[group].colour,
+            markersize=4,
+            alpha=0.75,
+        )
     return figure
 
 
@@ -254,6 +267,11 @@ def _from_zero(axes: Axes) -> None:
     low, high = axes.get_ylim()
     if 0 < axes.dataLim.y0 < 0.6 * high or (low < 0 <= axes.dataLim.y0):
         axes.set_ylim(bottom=0)
+
+
+def drawable(values: Array) -> Array:
+    """The values, with NaN for those that leave no room on an axis: matplotlib's arithmetic would overflow."""
+    return np.where(np.abs(values) < _LARGEST, values, np.nan)
 
 
 def thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

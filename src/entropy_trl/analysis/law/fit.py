@@ -31,6 +31,8 @@ METHODS: tuple[Method, ...] = ("ar1", "hac", "ols", "bootstrap")
 #: vocabularies in use have 260,000.
 MAX_ENTROPY = 13.0
 MIN_POINTS = 3
+#: The squares of larger rewards overflow.
+MAX_REWARD = 1e150
 #: Residuals below this share of the terms that they are a difference of are rounding errors.
 _ROUNDING = 1e-12
 
@@ -245,8 +247,12 @@ def fit_law(entropy: npt.ArrayLike, reward: npt.ArrayLike, form: Form = "exp", r
     h, r = check_entropy(entropy, form), np.asarray(reward, dtype=np.float64)
     if h.ndim != 1 or h.shape != r.shape:
         raise ValueError(f"entropy and reward must be lists of one length, got the shapes {h.shape} and {r.shape}.")
-    if not np.isfinite(r).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(r))} of {r.size} rewards are NaN or infinite.")
+    bad = ~(np.abs(r) < MAX_REWARD)
+    if bad.any():
+        raise ValueError(
+            f"{np.count_nonzero(bad)} of {r.size} rewards are NaN, infinite or beyond {MAX_REWARD:g}: no curve fits "
+            "them."
+        )
     if len(h) < MIN_POINTS:
         raise ValueError(f"{len(h)} points are too few to fit two coefficients: {MIN_POINTS} are the least.")
     x = FORMS[form](h)

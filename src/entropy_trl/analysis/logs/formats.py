@@ -66,14 +66,23 @@ def read_file(file: Path) -> list[Log]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings that the quickstart stores beside its log."""
-    file = folder / "settings.json"
-    return mapping(file) if file.is_file() else {}
+    return _beside(folder / "settings.json")
 
 
 def read_results(folder: Path) -> dict[str, float]:
     """The final evaluation that the quickstart stores beside its log."""
-    file = folder / "result.json"
-    return {k: float(v) for k, v in mapping(file).items() if isinstance(v, int | float)} if file.is_file() else {}
+    return {name: float(value) for name, value in _beside(folder / "result.json").items() if is_finite(value)}
+
+
+def _beside(file: Path) -> dict[str, Any]:
+    """A file beside a log; empty if there is none, or if it is damaged: the log can be read without it."""
+    if not file.is_file():
+        return {}
+    try:
+        return mapping(file)
+    except ValueError as error:
+        logger.warning(terminal(f"Left out: {error}"))
+        return {}
 
 
 def trainer_step(file: Path) -> int:

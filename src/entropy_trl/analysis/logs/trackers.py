@@ -38,11 +38,23 @@ def read_parquet(file: Path) -> list[Log]:
     import pyarrow
     import pyarrow.parquet
 
+    rows: list[dict[str, Any]] = []
+    damaged = 0
     try:
-        table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                try:
+                    rows += parquet.read_row_group(group).to_pylist()
+                except (pyarrow.ArrowException, OSError, ValueError):  # the others can be read without it
+                    damaged += parquet.metadata.row_group(group).num_rows
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{str(file)!r} is not a Parquet file: {error}.") from error
-    return by_run(table.to_pylist(), file)
+    if damaged and not rows:
+        raise ValueError(f"{str(file)!r} is damaged: none of its {damaged} rows can be read.")
+    if damaged:
+        total = damaged + len(rows)
+        logger.warning(terminal(f"{str(file)!r} has {damaged} damaged rows of {total}: they are not read."))
+    return by_run(rows, file)
 
 
 def read_trackio(file: Path) -> list[Log]:
@@ -61,12 +73,20 @@ def read_trackio(file: Path) -> list[Log]:
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{str(file)!r} is not a store of trackio: {error}.") from error
     entries: dict[str, list[dict[str, Any]]] = {}
-    names = {}
+    names, damaged = {}, 0
     for run, name, step, metrics in rows:
+        values = _object(metrics)
+        if values is None:
+            damaged += 1
+            continue
         names[run] = name
-        entries.setdefault(run, []).append({"_step": step} | json.loads(metrics))
+        entries.setdefault(run, []).append({"_step": step} | values)
+    if damaged:
+        logger.warning(terminal(f"{str(file)!r} has {damaged} damaged rows of {len(rows)}: they are not read."))
+    if not entries:
+        raise ValueError(f"{str(file)!r} has no row of metrics that can be read.")
     return [
-        Log(with_steps(rows_of_run, file), names[run], json.loads(configs[run]) if run in configs else {})
+        Log(with_steps(rows_of_run, file), names[run], _object(configs.get(run)) or {})
         for run, rows_of_run in entries.items()
     ]
 
@@ -96,6 +116,15 @@ def _tell_damage(file: Path) -> None:
             )
             return
         start, count = end + 4, count + 1
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    """The JSON object in a cell; None if there is none."""
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError):  # of another type, no JSON, or nested too deeply
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_events(path: Path) -> list[Log]:
