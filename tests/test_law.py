@@ -663,3 +663,10 @@ def test_files_are_replaced_whole_and_devices_are_written_to(tmp_path, monkeypat
     with pytest.raises(OSError, match="no space"):
         main(["law", str(QUICKSTART), "--json", str(old)])
     assert old.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["actor/entropy", "actor/entropy_loss", "entropy"])
+def test_a_log_of_verl_comes_with_a_warning(name):
+    log = [{"step": i, name: 1 - i / 10, "reward": i / 10} for i in range(8)]
+    notes = " ".join(law_points(Run("run", log=log)).notes)
+    assert ("use_dynamic_bsz" in notes) == name.startswith("actor/")

@@ -125,6 +125,8 @@ def law_points(
     run = one_benchmark(run, benchmark)
     reward_name = reward or _default_reward(run, notes)
     entropy_name = entropy or _default_entropy(run, reward_name)
+    if entropy_name.startswith("actor/entropy"):  # verl's names; its logs do not have its version
+        notes.append("verl up to 0.4.0 logs a wrong entropy with use_dynamic_bsz: do not trust a fit to such a log.")
     rewards, entropies = run.series(reward_name), run.series(entropy_name)
     if tokens_per_sequence is not None:
         entropies = _per_token(run, entropies, tokens_per_sequence)
