@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from entropy_trl.analysis.records import FOLDER, write_records
+from entropy_trl.analysis.covariance.records import FOLDER, write_records
 
 
 #: Names and values that would break a page, or matplotlib, if they were not treated as text.

@@ -17,6 +17,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl import EntropyLawCallback
 from entropy_trl.analysis import read_runs
+from entropy_trl.analysis.law import fit_law
+from entropy_trl.analysis.law import running as running_law
+from entropy_trl.analysis.law.points import law_points
+from entropy_trl.analysis.law.running import RunningLaw
+from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
 
@@ -60,6 +65,53 @@ def test_the_fit_is_that_of_the_points_so_far():
         assert values["entropy_law/remaining"] == pytest.approx(expected)
     assert logged[-1]["entropy_law/ceiling"] == pytest.approx(0.6, abs=0.02)
     assert logged[-1]["entropy_law/r2"] > 0.95
+
+
+LOGS = {
+    "the same entries": lambda step: [{"entropy": True, "reward": True}],
+    "other steps": lambda step: [{"entropy": True}, *([{"reward": True}] if step % 3 == 0 else [])],
+    "evaluations": lambda step: [
+        {"entropy": True, "reward": True, "loss": True},
+        *([{"eval_entropy": True, "eval_reward": True, "eval_runtime": True}] if step % 7 == 0 else []),
+    ],
+    "a reward that is missing": lambda step: [{"entropy": True, **({} if step == 31 else {"reward": True})}],
+    "bits": lambda step: [{"actor/entropy_bits": True, "reward": True}],
+}
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_the_running_fit_is_that_of_the_whole_log(kind):
+    generator = np.random.default_rng(0)
+    names = {"entropy": "actor/entropy_bits"} if kind == "bits" else {}
+    running, log, checked = RunningLaw(**names), [], 0
+    for step in range(1, 121):
+        for entry in LOGS[kind](step):
+            h = 0.1 + math.exp(-step / 30) + abs(generator.normal(0, 0.01))
+            values = {"entropy": h, "reward": 0.8 - 0.2 * math.exp(h) + generator.normal(0, 0.01)}
+            log.append({name: values.get(name.split("_")[-1].split("/")[-1], h) for name in entry} | {"step": step})
+            entropies = running.read(log)
+            if entropies is None:
+                continue
+            points = law_points(Run("run", log=log), **names)
+            np.testing.assert_allclose(entropies, points.entropy, rtol=1e-12)
+            if len(entropies) >= 3:
+                expected, fit = fit_law(points.entropy, points.reward), running.fit()
+                found = [fit.a, fit.b, fit.r2, fit.ceiling, fit.predict(0.2), fit.points]
+                wanted = [expected.a, expected.b, expected.r2, expected.ceiling, expected.predict(0.2), expected.points]
+                np.testing.assert_allclose(found, wanted, rtol=1e-8)
+                assert running.reward_metric == points.reward_metric
+                checked += 1
+    assert checked > 35
+
+
+def test_the_cost_of_a_log_does_not_grow(monkeypatch):
+    """The whole log is read for the first entry only, or twenty thousand logs would take an hour."""
+    reads = []
+    monkeypatch.setattr(running_law, "law_points", lambda *a, **k: reads.append(1) or law_points(*a, **k))
+    entropies = np.linspace(1.2, 0.3, 20_000)
+    logged = play(entropies, law(entropies))
+    assert len(reads) == 1
+    assert logged[-1]["entropy_law/a"] == pytest.approx(0.2) and logged[-1]["entropy_law/r2"] == pytest.approx(1)
 
 
 def test_evaluations_are_preferred(caplog):
@@ -206,12 +258,16 @@ def test_figures_that_fail_do_not_end_a_training(tmp_path, caplog, failing):
 
 
 @pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan, 1e308])
-def test_odd_values_do_not_end_a_training(odd):
+def test_odd_values_do_not_end_a_training(odd, caplog):
     entropies, rewards = np.linspace(1.2, 0.3, 24), np.linspace(0.1, 0.9, 24)
     for changed in (entropies, rewards):
         before, changed[12] = changed[12], odd
-        play(entropies, rewards)
+        with caplog.at_level(logging.WARNING, "entropy_trl"):
+            logged = play(entropies, rewards)
         changed[12] = before
+        values = [value for logs in logged for name, value in logs.items() if name.startswith("entropy_law/")]
+        assert values and all(map(math.isfinite, values))
+    assert caplog.text.count("rewards are infinite") == math.isinf(odd)
 
 
 def test_with_trls_own_trainer(tiny_model, make_config):

@@ -38,6 +38,7 @@ SAVED = {
     "README.md",
     "trainer_state.json",
 }
+PLANNED = REPOSITORY / "tests" / "plan_data" / "qwen2.5-0.5b.json"
 SAMPLE = str(REPOSITORY / "src" / "entropy_trl" / "sample_data" / "dapo_math_sample.jsonl")
 
 
@@ -550,3 +551,18 @@ def test_unknown_command(capsys, argv):
         main(argv)
     assert exit_info.value.code == 2
     assert "entropy-trl: error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["law", "plan", "quickstart"])
+def test_a_reader_that_stops_reading_ends_a_command_without_a_traceback(command, tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text("step,entropy,reward\n1,0.9,0.1\n2,0.5,0.3\n3,0.3,0.4\n")
+    options = {
+        "law": [str(tmp_path / "log.csv")],
+        "plan": ["--model_config", str(PLANNED), "--gpus", "1", "--output_dir", str(tmp_path / "out")],
+        "quickstart": ["--output_dir", str(tmp_path / "out")],
+    }
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main([command, *options[command]]) == 141

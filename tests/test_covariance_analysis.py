@@ -14,9 +14,10 @@ from test_benchmarks import run_benchmark
 
 from entropy_trl import cli, token_covariance
 from entropy_trl.analysis import covariance as analysis
-from entropy_trl.analysis import tokens as token_analysis
 from entropy_trl.analysis.covariance import distribution_covariance
-from entropy_trl.analysis.records import FOLDER, StepRecords, read_records, write_records
+from entropy_trl.analysis.covariance import relation as relation_analysis
+from entropy_trl.analysis.covariance import tokens as token_analysis
+from entropy_trl.analysis.covariance.records import FOLDER, StepRecords, read_records, write_records
 
 
 # Exact distributions.
@@ -271,11 +272,11 @@ def test_copies_of_a_point_do_not_narrow_the_interval():
     generator = np.random.default_rng(0)
     x = generator.normal(size=40)
     y = generator.normal(size=40) - x
-    once = analysis._relation(x, y, np.arange(40), "", seed=0)
-    copied = analysis._relation(*(np.repeat(a, 5) for a in (x, y, np.arange(40))), "", seed=0)
+    once = relation_analysis._relation(x, y, np.arange(40), "", seed=0)
+    copied = relation_analysis._relation(*(np.repeat(a, 5) for a in (x, y, np.arange(40))), "", seed=0)
     assert copied.pearson_ci95 == pytest.approx(once.pearson_ci95)
     assert copied.spearman_ci95 == pytest.approx(once.spearman_ci95)
-    as_if_new = analysis._relation(np.repeat(x, 5), np.repeat(y, 5), np.arange(200), "", seed=0)
+    as_if_new = relation_analysis._relation(np.repeat(x, 5), np.repeat(y, 5), np.arange(200), "", seed=0)
     assert np.diff(as_if_new.pearson_ci95) < 0.6 * np.diff(once.pearson_ci95)
     reference = stats.bootstrap(
         (x, y), lambda x, y, axis: stats.pearsonr(x, y, axis=axis).statistic, paired=True, method="percentile", rng=1

@@ -13,7 +13,7 @@ import pytest
 import torch
 from prepared_python import prepared_python
 
-from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.covariance.records import read_records
 
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"

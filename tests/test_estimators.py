@@ -80,6 +80,24 @@ def test_quantile_of_rewards_0_and_1_is_a_threshold_on_the_success_rate(k, size)
         assert all(a < 0 for a in advantages[right:]) if not hard else not any(advantages[right:])
 
 
+@pytest.mark.parametrize(
+    ("k", "size", "expected"),
+    [
+        (0.07, 100, 7),
+        (0.29, 100, 29),
+        (5 / 6, 6, 5),
+        (2 / 3, 3, 2),
+        (0.4 + 1e-10, 5, 3),
+        (1e-12, 5, 1),
+    ],
+)
+def test_the_quantile_is_the_exact_order_statistic(k, size, expected):
+    """The products of these are above or below a whole number by rounding, or by less than a billionth."""
+    rewards = torch.arange(1, size + 1, dtype=torch.float64)
+    advantages = estimate_advantages("quantile", rewards, size, k)
+    assert rewards[advantages == 0].tolist() == [expected]
+
+
 def test_quantile_of_a_group_by_hand():
     # Sorted: 0, 0.2, 0.2, 0.9, 1. Of five, K = 0.4 is the second, K = 0.41 the third, K = 0.7 the fourth.
     rewards = torch.tensor([0.2, 1.0, 0.0, 0.9, 0.2], dtype=torch.float64)

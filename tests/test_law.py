@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entropy_trl.analysis import law as law_module
 from entropy_trl.analysis.law import (
     FORMS,
     METHODS,
@@ -21,9 +20,10 @@ from entropy_trl.analysis.law import (
     fit_law,
     predict_early,
 )
-from entropy_trl.analysis.law_sizes import fit_sizes, over_seeds
-from entropy_trl.analysis.pairs import entropy_accuracy_pairs, law_points
-from entropy_trl.analysis.runs import Run, read_runs
+from entropy_trl.analysis.law import fit as fit_module
+from entropy_trl.analysis.law.points import entropy_accuracy_pairs, law_points
+from entropy_trl.analysis.law.sizes import fit_sizes, over_seeds
+from entropy_trl.analysis.logs.runs import Run, read_runs
 from entropy_trl.cli import main
 
 
@@ -165,7 +165,7 @@ def test_ar1_errors_of_a_million_points():
 def test_bootstrap_in_parts_is_the_same(monkeypatch):
     fit = fit_law(*law_data(50, correlation=0.5))
     whole = fit.inference("bootstrap")
-    monkeypatch.setattr(law_module, "_DRAWN_AT_ONCE", 700)
+    monkeypatch.setattr(fit_module, "_DRAWN_AT_ONCE", 700)
     np.testing.assert_allclose(fit.inference("bootstrap")[:3], whole[:3], rtol=1e-12)
 
 
@@ -404,7 +404,7 @@ def test_sizes_that_cannot_be_fitted():
         ([], [], "0 points are too few"),
         ([0.5] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], r"entropy is constant \(0.5 nats at all 5 points\)"),
         ([0.5, math.nan, 0.3], [0.1, 0.2, 0.3], "1 of 3 entropies are NaN"),
-        ([0.5, 0.4, 0.3], [0.1, math.inf, 0.3], "1 of 3 rewards are NaN or infinite"),
+        ([0.5, 0.4, 0.3], [0.1, math.inf, 0.3], "1 of 3 rewards are NaN, infinite or beyond"),
         ([0.5, 0.4, -0.3], [0.1, 0.2, 0.3], r"An entropy is negative \(-0.3\)"),
         ([800.0, 500.0, 300.0], [0.1, 0.2, 0.3], "800 nats a token is more than a vocabulary allows"),
         ([0.5, 0.4, 0.3], [0.1, 0.2], r"got the shapes \(3,\) and \(2,\)"),
@@ -648,3 +648,25 @@ def test_hostile_names_are_printed_and_drawn_as_text(capsys, tmp_path, name):
     assert (tmp_path / "law.svg").stat().st_size > 1000
     assert main(["law", str(tmp_path / name)]) == 2
     assert not set("\x1b\x07\x9b\u202e") & set(capsys.readouterr().err)
+
+
+def test_files_are_replaced_whole_and_devices_are_written_to(tmp_path, monkeypatch, capsys):
+    old = tmp_path / "law.json"
+    old.write_text("old")
+    (tmp_path / "link.json").symlink_to(old)
+    main(["law", str(QUICKSTART), "--json", str(tmp_path / "link.json")])
+    assert (tmp_path / "link.json").is_symlink() and json.loads(old.read_text())["runs"]
+    assert main(["law", str(QUICKSTART), "--json", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()
+    old.write_text("old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space"):
+        main(["law", str(QUICKSTART), "--json", str(old)])
+    assert old.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["actor/entropy", "actor/entropy_loss", "entropy"])
+def test_a_log_of_verl_comes_with_a_warning(name):
+    log = [{"step": i, name: 1 - i / 10, "reward": i / 10} for i in range(8)]
+    notes = " ".join(law_points(Run("run", log=log)).notes)
+    assert ("use_dynamic_bsz" in notes) == name.startswith("actor/")

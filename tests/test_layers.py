@@ -65,6 +65,23 @@ def test_imports_point_one_way(path):
         assert other == module or layer(other) < layer(module), f"{path.name} imports {other}"
 
 
+#: The same inside `analysis/`. A `command.py` stands above all of them.
+ANALYSIS = [{"pages", "tables", "secrets"}, {"logs"}, {"law", "covariance"}, {"svg"}, {"figures"}, {"report"}]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "analysis").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE / "analysis"))
+)
+def test_analysis_is_layered_and_no_file_is_a_hall(path):
+    assert len(path.read_text().splitlines()) <= 420
+    if path.name == "command.py" or path == PACKAGE / "analysis" / "__init__.py":
+        return
+    own = path.relative_to(PACKAGE / "analysis").parts[0].removesuffix(".py")
+    level = {name: i for i, names in enumerate(ANALYSIS) for name in names}
+    for other in re.findall(r"from entropy_trl\.analysis\.(\w+)", path.read_text()):
+        assert other == own or level[other] < level[own], f"{path.name} imports {other}"
+
+
 def test_the_trainer_is_one_chain_of_classes():
     chain = CovGRPOTrainer.__mro__[: CovGRPOTrainer.__mro__.index(GRPOTrainer) + 1]
     assert [cls.__name__ for cls in chain] == ["CovGRPOTrainer", "ResumingTrainer", "PushingTrainer", "GRPOTrainer"]

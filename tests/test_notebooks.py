@@ -23,7 +23,7 @@ from jupyter_client.manager import AsyncKernelManager  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from entropy_trl.analysis import fit_law, law_points, predict_early, read_run  # noqa: E402
-from entropy_trl.analysis.records import read_records  # noqa: E402
+from entropy_trl.analysis.covariance.records import read_records  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]

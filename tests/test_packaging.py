@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from entropy_trl import __version__
+from entropy_trl.cli.train_arguments import CovGRPOScriptArguments, TrainParser
 from entropy_trl.recipes import find_recipe
-from entropy_trl.script_args import CovGRPOScriptArguments, TrainParser
 
 
 REPOSITORY = Path(__file__).parent.parent

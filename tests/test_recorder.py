@@ -10,7 +10,7 @@ from test_trainer import CLIP_COV, KL_COV, logs, same_weights
 from trl import GRPOConfig
 
 from entropy_trl import CovarianceRecorder, CovGRPOTrainer
-from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.covariance.records import read_records
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
 

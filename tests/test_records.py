@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from entropy_trl.analysis.records import FOLDER, SCHEMA, StepMetadata, read_records, write_records
+from entropy_trl.analysis.covariance.records import FOLDER, SCHEMA, StepMetadata, read_records, write_records
 
 
 METADATA = StepMetadata(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_benchmarks import run_benchmark
 from test_trainer import logs, same_weights
 
-from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.covariance.records import read_records
 from entropy_trl.tokens.regions import REGIONS, entropy_change, estimated_entropy_change, region_metrics, token_regions
 from entropy_trl.tokens.types import TokenBatch
 

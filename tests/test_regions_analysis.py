@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from entropy_trl import cli
-from entropy_trl.analysis.records import FOLDER, read_records, write_records
-from entropy_trl.analysis.regions import StepMean, entropy_regions
+from entropy_trl.analysis.covariance.records import FOLDER, read_records, write_records
+from entropy_trl.analysis.covariance.regions import StepMean, entropy_regions
 from entropy_trl.tokens.regions import REGIONS
 
 

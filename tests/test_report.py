@@ -15,14 +15,16 @@ import entropy_trl.analysis
 from entropy_trl import cli
 from entropy_trl.analysis import figures
 from entropy_trl.analysis.covariance import quantile_table
+from entropy_trl.analysis.covariance.records import FOLDER, read_records
+from entropy_trl.analysis.covariance.regions import entropy_regions
 from entropy_trl.analysis.law import fit_law
-from entropy_trl.analysis.records import FOLDER, read_records
-from entropy_trl.analysis.regions import entropy_regions
+from entropy_trl.analysis.logs.runs import Run, Series, read_runs
+from entropy_trl.analysis.pages import printable
 from entropy_trl.analysis.report import write_report
 from entropy_trl.analysis.report.curves import _smoothed, curve
 from entropy_trl.analysis.report.law import _mean_interval
-from entropy_trl.analysis.report.values import number, plain
-from entropy_trl.analysis.runs import Run, Series, read_runs
+from entropy_trl.analysis.svg import PAGE_COLOURS, page_element
+from entropy_trl.analysis.tables import number, plain
 
 
 class Page(HTMLParser):
@@ -314,7 +316,7 @@ def test_every_text_of_a_records_file_is_text(tmp_path, capsys, hostile):
         assert not set("\x1b\x9b\u202e\x07") & set(page.text)
         (policy,) = [a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
-    assert figures.printable(hostile) in Page(tmp_path / "tokens.html").text  # the prompt
+    assert printable(hostile) in Page(tmp_path / "tokens.html").text  # the prompt
 
 
 @pytest.mark.parametrize(
@@ -470,10 +472,10 @@ def test_a_method_has_the_same_style_everywhere():
 
 def test_page_element_refuses_a_colour_without_a_variable():
     svg = '<svg xmlns="http://www.w3.org/2000/svg"><path d="M 0 0 L 1 1" style="stroke: {}"/></svg>'
-    element = figures.page_element(svg.format("#0072b2"), "x", "t", "f", (0, 0, 1, 1))
+    element = page_element(svg.format("#0072b2"), "x", "t", "f", (0, 0, 1, 1))
     assert "stroke:var(--blue)" in element
     with pytest.raises(ValueError, match=r"stroke: #123456 has no CSS variable"):
-        figures.page_element(svg.format("#123456"), "x", "t", "f", (0, 0, 1, 1))
+        page_element(svg.format("#123456"), "x", "t", "f", (0, 0, 1, 1))
 
 
 def luminance(colour):
@@ -522,7 +524,7 @@ def test_contrast_of_the_page():
     css = (Path(entropy_trl.analysis.__file__).parent / "report" / "page.css").read_text()
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in css.split("@media")[:2])
     assert light.keys() == dark.keys()
-    names = {value.removeprefix("var(--").rstrip(")") for value in figures.PAGE_COLOURS.values()}
+    names = {value.removeprefix("var(--").rstrip(")") for value in PAGE_COLOURS.values()}
     assert names <= light.keys()
     for scheme in (light, dark):
         for name in names | {"link", "warn"}:
@@ -548,3 +550,12 @@ def test_numbers():
         "1": [1.0, None],
         "a": [0.5, 3],
     }
+
+
+@pytest.mark.parametrize("metric", ["entropy", "reward", "kl"])
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308])
+def test_a_value_near_the_largest_float_leaves_the_rest_of_the_page(tmp_path, metric, value):
+    log = [{"step": i, "entropy": 0.8 - i / 40, "reward": i / 40, "kl": 0.1} for i in range(20)]
+    log[7][metric] = value
+    page = write_report([Run("run", log=log)], tmp_path)
+    assert "<svg" in page.read_text()

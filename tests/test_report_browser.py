@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from report_runs import HOSTILE_NAMES, write_run, write_token_records
 
+from entropy_trl.analysis.logs.runs import read_runs
 from entropy_trl.analysis.report import write_report
-from entropy_trl.analysis.runs import read_runs
 
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -3,14 +3,16 @@
 import json
 import math
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from entropy_trl.analysis.runs import METRIC_NAMES, Run, read_run, read_runs
+from entropy_trl.analysis.logs.runs import METRIC_NAMES, Run, read_run, read_runs
 
 
 #: What TRL logs: training entries, and an evaluation beside every second of them.
@@ -27,12 +29,11 @@ HISTORY = [
 WRITE = """
 import json, os, sys
 from torch.utils.tensorboard import SummaryWriter
-import trackio, wandb
+import trackio
 
 history, folder = json.loads(sys.argv[1]), sys.argv[2]
 writer = SummaryWriter(f"{folder}/out-seed7/runs/Nov21_host")
 writer.add_text("args", json.dumps({"seed": 7, "learning_rate": 1e-6}))
-run = wandb.init(project="project", name="policy-seed5", config={"seed": 5, "vocab_size": 64}, dir=folder)
 for name in ("grpo-seed1", "grpo-seed2"):
     trackio.init(project="project", name=name, config={"seed": int(name[-1])}, embed=False)
     for entry in history:
@@ -41,9 +42,7 @@ for name in ("grpo-seed1", "grpo-seed2"):
 for entry in history:
     for key, value in entry.items():
         writer.add_scalar(key, value, entry["train/global_step"])
-    run.log(entry)
 writer.close()
-run.finish()
 from trackio.sqlite_storage import SQLiteStorage
 SQLiteStorage.export_to_parquet()
 """
@@ -63,14 +62,12 @@ def test_names_are_those_of_transformers():
 
 @pytest.fixture(scope="module")
 def trackers(tmp_path_factory):
-    for package in ("tensorboard", "trackio", "wandb"):
+    for package in ("tensorboard", "trackio"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("trackers")
     (folder / "trackio").mkdir()
     environment = os.environ | {
         "TRACKIO_DIR": str(folder / "trackio"),
-        "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true",
         "HF_HUB_OFFLINE": "1",
     }
     entries = [tracked(entry) | {"train/global_step": entry["step"]} for entry in HISTORY]
@@ -101,40 +98,15 @@ def test_tensorboard(trackers):
     check_history(read_run(file))
 
 
-def test_wandb_offline_run(trackers):
-    (folder,) = (trackers / "wandb").glob("offline-run-*")
-    for path in (folder, trackers / "wandb", next(folder.glob("*.wandb"))):
-        run = read_run(path)
-        check_history(run)
-        assert (run.name, run.seed, run.config["vocab_size"]) == ("policy-seed5", 5, 64)
-
-
-def test_wandb_file_that_is_cut_or_damaged(trackers, tmp_path):
-    (source,) = (trackers / "wandb").glob("offline-run-*/*.wandb")
-    content = source.read_bytes()
-    (tmp_path / "cut.wandb").write_bytes(content[: len(content) * 2 // 3])  # a run that goes on
-    assert 0 < len(read_run(tmp_path / "cut.wandb").log) < len(HISTORY)
-    middle = len(content) // 2
-    (tmp_path / "bad.wandb").write_bytes(content[:middle] + b"\x00\xff" * 8 + content[middle + 16 :])
-    with pytest.raises(ValueError, match="is damaged at byte"):
-        read_run(tmp_path / "bad.wandb")
-    (tmp_path / "other.wandb").write_bytes(b"something else")
-    with pytest.raises(ValueError, match="export the run's history"):
-        read_run(tmp_path / "other.wandb")
-
-
-def test_wandb_record_over_blocks(tmp_path):
-    """A record longer than a block of 32 KiB comes in pieces."""
-    pytest.importorskip("wandb")
-    script = (
-        "import sys, wandb\nrun = wandb.init(dir=sys.argv[1])\n"
-        "run.log({f'metric_{i:05}' + 'x' * 40: i for i in range(3000)} | {'entropy': 1.5})\nrun.finish()\n"
-    )
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, timeout=120)
-    run = read_run(tmp_path / "wandb")
-    assert run.series("entropy").values.tolist() == [1.5]
-    assert run.series("metric_02999" + "x" * 40).values.tolist() == [2999]
+def test_what_is_not_read_says_what_to_give_instead(tmp_path):
+    (tmp_path / "offline-run-1").mkdir()
+    (tmp_path / "offline-run-1" / "run-1.wandb").write_bytes(b":W&B")
+    download = tmp_path / "downloads" / "run-.-tag-train_entropy.csv"
+    download.parent.mkdir()
+    download.write_text("Wall time,Step,Value\n1700000000.1,0,0.9\n")
+    for path, instead in (("offline-run-1", "wandb sync"), ("downloads", "the folder with the event files")):
+        with pytest.raises(ValueError, match=instead):
+            read_run(tmp_path / path)
 
 
 def test_trackio_store(trackers):
@@ -230,16 +202,6 @@ def test_wandb_chart_export(tmp_path):
     chart = {run.name: run for run in read_runs([str(file)])}
     assert chart["3b"].series("train/entropy").steps.tolist() == [8]
     assert chart["3b"].metrics == ["train/entropy"]
-
-
-def test_tensorboard_csv_downloads(tmp_path):
-    for metric, values in (("train_entropy", (0.9, 0.5)), ("eval_reward", (0.1, 0.3))):
-        rows = "".join(f"1700000000.{i},{10 * i},{value}\n" for i, value in enumerate(values))
-        (tmp_path / f"run-.-tag-{metric}.csv").write_text("Wall time,Step,Value\n" + rows)
-    run = read_run(tmp_path)
-    assert (run.find("entropy"), run.find("accuracy")) == ("train_entropy", "eval_reward")
-    assert run.series("train_entropy").steps.tolist() == [0, 10]
-    assert read_run(tmp_path / "run-.-tag-eval_reward.csv").series("eval_reward").values.tolist() == [0.1, 0.3]
 
 
 def test_verl_logs(tmp_path):
@@ -418,3 +380,57 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "log.jsonl")
     with pytest.raises(ValueError, match="is not a regular file"):
         read_runs([str(tmp_path / "log.jsonl")])
+
+
+def test_a_damaged_event_file_says_where_it_ends(tmp_path, caplog):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for entry in GOOD:
+            writer.add_scalar("train/entropy", entry["entropy"], entry["step"])
+    (file,) = tmp_path.glob("*tfevents*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3])  # the run still writes it
+    assert len(read_runs([str(tmp_path)])[0].log) == 39
+    assert "damaged" not in caplog.text
+    file.write_bytes(whole[:300] + bytes([whole[300] ^ 255]) + whole[301:])
+    left = len(read_runs([str(tmp_path)])[0].log)
+    assert left < 10
+    assert f"is damaged after {left + 1} records" in caplog.text  # the first has the version
+    assert f"of {len(whole)}: the rest is not read" in caplog.text
+
+
+def test_damaged_rows_of_a_store_are_counted_and_left_out(tmp_path, caplog):
+    with closing(sqlite3.connect(tmp_path / "project.db")) as store, store:
+        store.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_name TEXT, step INTEGER, metrics TEXT)")
+        cells = [json.dumps({"step": i, "entropy": 1.0 - i / 10}) for i in range(9)]
+        cells += ["{", "[1]", None, "[" * 100_000]
+        rows = [("run", i, cell) for i, cell in enumerate(cells)]
+        store.executemany("INSERT INTO metrics (run_name, step, metrics) VALUES (?, ?, ?)", rows)
+    assert len(read_run(tmp_path / "project.db").series("entropy").steps) == 9
+    assert "has 4 damaged rows of 13" in caplog.text
+
+
+def test_a_damaged_part_of_a_parquet_file_is_counted_and_left_out(tmp_path, caplog):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "history.parquet"
+    pd.DataFrame({"step": range(30), "entropy": np.random.default_rng(0).random(30)}).to_parquet(
+        file, row_group_size=10, compression="gzip"
+    )
+    whole = file.read_bytes()
+    with parquet.ParquetFile(file) as opened:
+        column = opened.metadata.row_group(1).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    file.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
+    assert len(read_run(file).series("entropy").steps) == 20
+    assert "has 10 damaged rows of 30" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", '{"seed": ' + "[" * 100_000])
+@pytest.mark.parametrize("name", ["settings.json", "result.json"])
+def test_a_damaged_file_beside_a_log_does_not_refuse_it(tmp_path, caplog, name, content):
+    (tmp_path / "train_log.jsonl").write_text('{"step": 1, "entropy": 0.5}\n')
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    run = read_run(tmp_path)
+    assert run.metrics == ["entropy"] and not run.config and not run.results
+    assert "Left out:" in caplog.text and name in caplog.text

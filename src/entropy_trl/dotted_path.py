@@ -27,6 +27,16 @@ MOVED = {
         "model_card": "saving.model_card",
         "plan.cost": "plan.memory",
         "script_args": "cli.train_arguments",
+        "analysis.runs": "analysis.logs.runs",
+        "analysis.formats": "analysis.logs.formats",
+        "analysis.pairs": "analysis.law.points",
+        "analysis.law_sizes": "analysis.law.sizes",
+        "analysis.law_command": "analysis.law.command",
+        "analysis.records": "analysis.covariance.records",
+        "analysis.regions": "analysis.covariance.regions",
+        "analysis.tokens": "analysis.covariance.tokens",
+        "analysis.covariance_command": "analysis.covariance.command",
+        "analysis.report_command": "analysis.report.command",
     }.items()
 }
 

@@ -45,6 +45,14 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write where the user said: a file in one move, and a pipe or a device such as `/dev/stdout` as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_text(path.resolve(), text)
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Make a folder if need be, and write a file in it that is gone at once: to be called before long work.
 

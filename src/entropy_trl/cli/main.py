@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from entropy_trl._version import __version__
 from entropy_trl.cli.checks import check_file
 from entropy_trl.cli.errors import UsageError, is_first_rank, tell, usage_errors
-from entropy_trl.cli.former import FORMER
 from entropy_trl.cli.interruption import Interrupted, interruptible, say
 from entropy_trl.cli.parser import CommandParser
 from entropy_trl.cli.train import parse_train_args
@@ -126,9 +125,8 @@ def _run_command(name: str, argv: Sequence[str], prog: str) -> int:
 
 def _load(name: str) -> Command:
     with usage_errors(ImportError):  # matplotlib
-        command: Any = FORMER[name]() if name in FORMER else import_module(COMMANDS[name][0])
-    loaded: Command = command
-    return loaded
+        command: Command = import_module(COMMANDS[name][0])
+    return command
 
 
 def _parse(name: str, parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

@@ -8,12 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_trl.analysis.law import LawFit, fit_law
-from entropy_trl.analysis.pairs import Points, law_points
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.law.fit import Array
+from entropy_trl.analysis.law.running import RunningFit, RunningLaw
+from entropy_trl.analysis.logs.runs import Run
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class EntropyLawCallback(TrainerCallback):
     Args:
         collapse (`float`): entropy below this share of that at the start is a collapse.
         reward, entropy, benchmark (`str`, *optional*): metrics to take instead, and the evaluation data set where there
-            are several (see [`~entropy_trl.analysis.pairs.law_points`]).
+            are several (see [`~entropy_trl.analysis.law.points.law_points`]).
         figures (`bool`): whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
             matplotlib and statsmodels (the `analysis` extra).
 
@@ -79,11 +78,13 @@ class EntropyLawCallback(TrainerCallback):
         self.figures = figures
         self._collapsed = False
         self._has_points = True
+        self._law = RunningLaw(reward, entropy, benchmark)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._collapsed, self._has_points = False, True
+        self._law = RunningLaw(self.reward, self.entropy, self.benchmark)
 
     def on_log(
         self,
@@ -93,24 +94,24 @@ class EntropyLawCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        points = self._points(state)
-        if points is None or logs is None:
+        entropies = self._entropies(state)
+        if entropies is None or logs is None:
             return
-        count = max(round(_ENDS * len(points.entropy)), 1)
-        start, now = float(points.entropy[:count].mean()), float(points.entropy[-count:].mean())
+        count = max(round(_ENDS * len(entropies)), 1)
+        start, now = float(entropies[:count].mean()), float(entropies[-count:].mean())
         if start <= 0:
             return
         values = {"entropy_spent": 1 - now / start}
-        fit = self._fit(points, state)
+        fit = self._law.fit() if len(entropies) >= MIN_POINTS else None
         if fit is not None:
-            remaining = fit.ceiling - float(fit.predict(now))
+            remaining = fit.ceiling - fit.predict(now)
             values |= {"a": fit.a, "b": fit.b, "r2": fit.r2, "ceiling": fit.ceiling, "remaining": remaining}
-        values = {f"{PREFIX}{name}": value for name, value in values.items() if not math.isnan(value)}
+        values = {f"{PREFIX}{name}": value for name, value in values.items() if math.isfinite(value)}
         logs |= values
         if state.log_history:
             state.log_history[-1] |= values
         if state.is_world_process_zero:
-            self._warn(state.global_step, start, now, points, fit)
+            self._warn(state.global_step, start, now, fit)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -118,25 +119,13 @@ class EntropyLawCallback(TrainerCallback):
         if self.figures and state.is_world_process_zero:
             _report_figures(args, state)
 
-    def _points(self, state: TrainerState) -> Points | None:
-        """The points so far; None while there are none, and where there can be none, which is said once."""
-        run = Run(name="this run", log=[entry for entry in state.log_history if "step" in entry])
-        reward = self.reward or run.find("reward") or run.find("accuracy")
-        if not self._has_points or not {reward, self.entropy or run.find("entropy")} <= set(run.metrics):
+    def _entropies(self, state: TrainerState) -> Array | None:
+        """The entropies of the points so far; None while there are none, and where there can be none, said once."""
+        if not self._has_points:
             return None
         try:
-            return law_points(run, self.reward, self.entropy, benchmark=self.benchmark)
+            return self._law.read(state.log_history)
         except ValueError as error:
-            self._give_up(state, error)
-            return None
-
-    def _fit(self, points: Points, state: TrainerState) -> LawFit | None:
-        """The fit to the points so far; None while there are too few, or no fit is possible."""
-        if len(points.entropy) < MIN_POINTS or np.ptp(points.entropy) < 1e-3 * points.entropy.max():
-            return None
-        try:
-            return fit_law(points.entropy, points.reward)
-        except ValueError as error:  # such as an infinite reward
             self._give_up(state, error)
             return None
 
@@ -146,7 +135,7 @@ class EntropyLawCallback(TrainerCallback):
         if state.is_world_process_zero:
             logger.warning(f"The entropy law is not logged in this run. {error}")
 
-    def _warn(self, step: int, start: float, now: float, points: Points, fit: LawFit | None) -> None:
+    def _warn(self, step: int, start: float, now: float, fit: RunningFit | None) -> None:
         if now > 2 * self.collapse * start:
             self._collapsed = False  # it has recovered: a second collapse is worth another warning
         if self._collapsed or now > self.collapse * start:
@@ -154,10 +143,10 @@ class EntropyLawCallback(TrainerCallback):
         self._collapsed = True
         prospect = ""
         if fit is not None and fit.a > 0:
-            gain = fit.ceiling - float(fit.predict(now))
+            gain = fit.ceiling - fit.predict(now)
             prospect = (
-                f" By the law, fitted to {fit.points} points of {points.reward_metric}, the reward can still rise by "
-                f"{gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
+                f" By the law, fitted to {fit.points} points of {self._law.reward_metric}, the reward can still rise "
+                f"by {gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
             )
         logger.warning(
             f"Step {step}: entropy has collapsed. It is {now:.3g} nats a token, {now / start:.0%} of the {start:.3g} "

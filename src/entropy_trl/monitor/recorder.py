@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_trl.analysis.records import FOLDER, write_records
+from entropy_trl.analysis.covariance.records import FOLDER, write_records
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.ranks import Ranks
 from entropy_trl.tokens.types import TokenBatch
@@ -68,8 +68,8 @@ class CovarianceRecorder(TrainerCallback):
     """Records the tokens of chosen optimizer steps in `OUTPUT_DIR/_token_records`, a parquet file a step and process.
 
     For a [`CovGRPOTrainer`], with its control on or off; `entropy-trl covariance` and `entropy_trl.analysis` read the
-    files ([`~entropy_trl.analysis.records.SCHEMA`] has the columns). Training is the same with it and without: nothing
-    random of the training is used, and nothing written into its tensors.
+    files ([`~entropy_trl.analysis.covariance.records.SCHEMA`] has the columns). Training is the same with it and
+    without: nothing random of the training is used, and nothing written into its tensors.
 
     The covariance is that of Eq. 10 of arXiv 2505.22617 over all tokens of the step, of all processes, with the
     log-probabilities of the loss's own forward pass, whatever pool and scores the control uses.

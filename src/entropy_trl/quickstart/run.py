@@ -146,8 +146,8 @@ def can_report() -> bool:
 
 def _write_report(options: Options) -> None:
     """Write `report.html` on all runs, those of a method as its seeds."""
+    from entropy_trl.analysis.logs.runs import read_run
     from entropy_trl.analysis.report import write_report
-    from entropy_trl.analysis.runs import read_run
 
     runs = [
         replace(read_run(options.run_folder(method, seed)), name=LABELS[method])

@@ -13,13 +13,17 @@ from typing import Any
 from markupsafe import Markup
 
 from entropy_trl._version import __version__
-from entropy_trl.analysis import figures, tokens
+from entropy_trl.analysis import figures
+from entropy_trl.analysis.covariance import tokens
+from entropy_trl.analysis.law.points import one_benchmark
+from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.analysis.pages import environment, style_sheet
-from entropy_trl.analysis.pairs import one_benchmark
 from entropy_trl.analysis.report import covariance, curves, law
 from entropy_trl.analysis.report.page import Page, full_name
-from entropy_trl.analysis.report.values import NONE, flat, number, plain
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.report.values import flat
+from entropy_trl.analysis.svg import PAGE_COLOURS
+from entropy_trl.analysis.tables import NONE, number, plain
+from entropy_trl.files import write_output
 
 
 SMOOTH = 5
@@ -42,7 +46,7 @@ def write_report(
     """Write the report of some runs. Runs of one group are seeds: one line, the mean, with their range as a band.
 
     Args:
-        runs: From [`read_runs`](entropy_trl.analysis.runs.read_runs).
+        runs: From [`read_runs`](entropy_trl.analysis.logs.runs.read_runs).
         output: A folder for `report.html`, or the page itself, `NAME.html`. `NAME.json` and the folder `figures` go
             beside it.
         title: Of the page.
@@ -75,9 +79,8 @@ def write_report(
         .get_template("page.html")
         .render(_content(page, title), css=Markup(tokens.COMPLETION_CSS + style_sheet("page.css")), version=__version__)
     )
-    file.write_text(html, encoding="utf-8")
-    numbers = json.dumps(plain(page.numbers), allow_nan=False)
-    file.with_suffix(".json").write_text(numbers + "\n", encoding="utf-8")
+    write_output(file, html)
+    write_output(file.with_suffix(".json"), json.dumps(plain(page.numbers, digits=6), allow_nan=False) + "\n")
     return file
 
 
@@ -106,7 +109,7 @@ def _content(page: Page, title: str | None) -> dict[str, Any]:
         "groups": page.styles,
         "dashes": _DASHES,
         "markers": {style.marker: figures.marker_outline(style.marker) for style in page.styles.values()},
-        "colours": figures.PAGE_COLOURS,
+        "colours": PAGE_COLOURS,
         "states": _unfinished(page),
         "findings": [figure for name, drawn in sections[:1] for figure in drawn[:4]],
         "sections": sections,

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from entropy_trl.analysis import covariance, figures, regions, tokens
-from entropy_trl.analysis.records import FOLDER, StepRecords, read_records
+from entropy_trl.analysis import covariance, figures
+from entropy_trl.analysis.covariance import regions, tokens
+from entropy_trl.analysis.covariance.records import FOLDER, StepRecords, read_records
+from entropy_trl.analysis.covariance.result import chosen_tokens
+from entropy_trl.analysis.logs.runs import Run, Series
 from entropy_trl.analysis.report.curves import COVARIANCE_UNIT, curve, curve_numbers, numbers_of
 from entropy_trl.analysis.report.page import Page, PageFigure, full_name
-from entropy_trl.analysis.report.values import NONE, number
-from entropy_trl.analysis.runs import Run, Series
+from entropy_trl.analysis.tables import NONE, number
 
 
 _TOKEN_ROWS = 8
@@ -47,7 +49,7 @@ def section(page: Page) -> dict[str, Any] | None:
         for group, of_run in records.items()
     }
     numbers["quantiles"] = {group: [asdict(table) for table in of_run] for group, of_run in tables.items()}
-    found = {group: _chosen_tokens(of_run) for group, of_run in records.items()}
+    found = {group: chosen_tokens(of_run) for group, of_run in records.items()}
     numbers["tokens"] = {
         group: {
             "chosen_by": chosen.chosen_by,
@@ -264,11 +266,6 @@ def _quantile_rows(tables: Mapping[str, list[covariance.QuantileTable]]) -> dict
     return {"head": ["tokens", *(f"{group}, step {table.step}" for group, table in columns)], "rows": rows} | {
         "sampled": sampled
     }
-
-
-def _chosen_tokens(records: Sequence[StepRecords]) -> tokens.SelectedTokens:
-    restrained = any(record.table("selected")["selected"].any() for record in records)
-    return tokens.selected_tokens(records, None if restrained else 0.02)
 
 
 def _correlation(relation: covariance.Relation, rank: bool = False) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 
 from entropy_trl.analysis import figures
 from entropy_trl.analysis.figures import Curve
+from entropy_trl.analysis.logs.runs import Run, Series
 from entropy_trl.analysis.report.page import Page, PageFigure, full_name
-from entropy_trl.analysis.report.values import NONE, number, spread
-from entropy_trl.analysis.runs import Run, Series
+from entropy_trl.analysis.tables import NONE, number, spread
 
 
 COVARIANCE_UNIT = "nats times advantage"

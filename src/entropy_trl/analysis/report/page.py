@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from entropy_trl._version import __version__
 from entropy_trl.analysis import figures
+from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.analysis.report.values import sentence
-from entropy_trl.analysis.runs import Run
 
 
 @dataclass(frozen=True)

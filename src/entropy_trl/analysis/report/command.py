@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from entropy_trl.analysis.pairs import one_benchmark
+from entropy_trl.analysis.law.points import one_benchmark
+from entropy_trl.analysis.logs.runs import Run, read_runs
 from entropy_trl.analysis.report import SMOOTH, check_metrics, page_path, write_report
-from entropy_trl.analysis.runs import Run, read_runs
+
+
+DESCRIPTION = (
+    "Write one self-contained HTML page on runs made with TRL or any other trainer, with its figures as SVG and PNG "
+    "and its numbers as JSON: curves with seeds as bands, reward against exp(entropy), covariance, completions by "
+    "token covariance, settings that differ, and results. Runs that are not over are fine."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +67,7 @@ def prepare(options: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def main(runs: Sequence[Run], options: argparse.Namespace) -> int:
+def run(runs: Sequence[Run], options: argparse.Namespace) -> int:
     """Writes the page, and prints where it is. Returns the exit code."""
     page = write_report(runs, options.output, options.title, options.entropy, options.reward, smooth=options.smooth)
     print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is in {page}.")

@@ -5,6 +5,7 @@ family that are trained on the same data. So may be what a larger model would re
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from entropy_trl.analysis.law import Array, Estimate, LawFit, quantile
+from entropy_trl.analysis.law.fit import Array, Estimate, LawFit, quantile
+
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 class Coefficients(NamedTuple):
@@ -137,3 +141,19 @@ def _line(x: Array, y: Array) -> LogLine:
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     return LogLine(slope, float(y.mean() - slope * x.mean()), x, y)
+
+
+def named_size(text: str) -> tuple[str, float]:
+    """The group and the number of parameters of `NAME=PARAMS`."""
+    name, _, params = text.rpartition("=")
+    if not name:
+        raise ValueError(f"--sizes takes NAME=PARAMS, such as 7b=6.53B, got {text!r}.")
+    return name, parse_params(params)
+
+
+def parse_params(text: str) -> float:
+    """The number of parameters, such as that of `6.53B`."""
+    match = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?)([kmbt]?)", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is not a number of parameters, such as 6.53B or 6.53e9.")
+    return float(match[1]) * _UNITS[match[2]]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entropy_trl.analysis.records import StepRecords
+from entropy_trl.analysis.covariance.records import StepRecords
 from entropy_trl.tokens.regions import REGIONS, region_metrics, token_regions
 from entropy_trl.tokens.types import TokenBatch
 

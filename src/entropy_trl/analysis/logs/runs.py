@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from entropy_trl.analysis import formats
+from entropy_trl.analysis.logs import formats
+from entropy_trl.analysis.logs.entries import Log
+from entropy_trl.analysis.logs.trackers import is_event_file, read_events
 from entropy_trl.analysis.pages import terminal
 
 
@@ -131,7 +133,7 @@ class Run:
         """The names of the metrics that the run logged as numbers, in the order of their first entries."""
         names: dict[str, None] = {}
         for entry in self.log:
-            names.update((name, None) for name, value in entry.items() if name != "step" and _is_number(value))
+            names.update((name, None) for name, value in entry.items() if name != "step" and is_number(value))
         return list(names)
 
     def series(self, metric: str) -> Series:
@@ -143,7 +145,7 @@ class Run:
         values = {
             int(entry["step"]): float(entry[metric])
             for entry in self.log
-            if _is_number(entry.get(metric)) and not np.isnan(float(entry[metric]))
+            if is_number(entry.get(metric)) and not np.isnan(float(entry[metric]))
         }
         if not values:
             logged = self.metrics
@@ -181,15 +183,13 @@ class Run:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A name, what transformers makes of it for trackers, and what TensorBoard's CSV download makes of that."""
+    """A name, and what transformers makes of it for trackers."""
     tracker = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
     yield name
     yield tracker
-    yield name.replace("/", "_")
-    yield tracker.replace("/", "_")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
@@ -199,10 +199,9 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
     Args:
         path: What holds the log. A folder: the `train_log.jsonl` of the quickstart (with `settings.json` and
             `result.json`), the newest `trainer_state.json` of transformers and TRL (in the folder or its
-            `checkpoint-*`), a W&B offline run, TensorBoard event files, or log files. A file: `trainer_state.json`,
-            JSON lines, JSON, CSV (one column a metric; `step,metric,value`; the chart export of W&B; the download of
-            TensorBoard), Parquet (W&B's history, trackio's export), trackio's SQLite store (`.db`), W&B's `.wandb`, or
-            the console output of verl (`.log`, `.txt`).
+            `checkpoint-*`), TensorBoard event files, or log files. A file: `trainer_state.json`, JSON lines, JSON, CSV
+            (one column a metric; `step,metric,value`; the chart export of W&B), Parquet (W&B's history, trackio's
+            export), trackio's SQLite store (`.db`), or the console output of verl (`.log`, `.txt`).
         name: What to call the run. Where the file holds several runs, the one to read.
 
     Raises:
@@ -262,7 +261,7 @@ def _read(path: Path) -> list[Run]:
     runs = _read_folder(path) if path.is_dir() else _from_logs(path, formats.read_file(path))
     if not runs:
         raise ValueError(
-            f"Folder {str(path)!r} has no log that is known here: no train_log.jsonl, trainer_state.json, .wandb, "
+            f"Folder {str(path)!r} has no log that is known here: no train_log.jsonl, trainer_state.json, "
             "TensorBoard events, .jsonl, .csv, .parquet or .db, in it or in its folders."
         )
     return runs
@@ -273,11 +272,8 @@ def _read_folder(folder: Path, depth: int = 4) -> list[Run]:
     source = _log_of(folder)
     if source is not None:
         return _from_logs(folder, formats.read_file(source))
-    if any(formats.is_event_file(file) for file in folder.iterdir()):
-        return _from_logs(folder, formats.read_events(folder))
-    downloads = sorted(folder.glob("run-*-tag-*.csv"))
-    if downloads:
-        return _from_logs(folder, formats.read_tensorboard_downloads(downloads))
+    if any(is_event_file(file) for file in folder.iterdir()):
+        return _from_logs(folder, read_events(folder))
     files = [file for file in sorted(folder.iterdir()) if formats.is_log(file)]
     if files:
         return _readable(files, lambda file: _from_logs(file, formats.read_file(file)))
@@ -326,14 +322,14 @@ def _log_of(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.wandb"))), None)
 
 
-def _from_logs(path: Path, logs: list[formats.Log]) -> list[Run]:
+def _from_logs(path: Path, logs: list[Log]) -> list[Run]:
     folder = path if path.is_dir() else path.parent
     own = path
     if own.is_file() and own.stem in _GENERIC_STEMS:
         own = own.parent
     if re.fullmatch(r"checkpoint-\d+", own.name):
         own = own.parent
-    if formats.is_event_file(path) or (path.is_dir() and any(map(formats.is_event_file, path.iterdir()))):
+    if is_event_file(path) or (path.is_dir() and any(map(is_event_file, path.iterdir()))):
         own = folder.resolve()
         if own.parent.name == "runs":  # transformers: OUTPUT_DIR/runs/DATE_HOST/events...
             own = own.parent.parent

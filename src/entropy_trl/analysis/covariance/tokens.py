@@ -10,8 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from entropy_trl.analysis.covariance.records import StepRecords
 from entropy_trl.analysis.pages import environment
-from entropy_trl.analysis.records import StepRecords
 from entropy_trl.tokens.selection import selection_count
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from entropy_trl.analysis.law import MAX_ENTROPY, Array, check_entropy
-from entropy_trl.analysis.runs import Run, Series
+from entropy_trl.analysis.law.fit import MAX_ENTROPY, Array, check_entropy
+from entropy_trl.analysis.logs.runs import Run, Series
 
 
 #: Evaluations that a log must have to be preferred to the training reward.
@@ -97,7 +97,7 @@ def law_points(
     """The points of a run to fit the law to.
 
     Args:
-        run: From [`read_run`](entropy_trl.analysis.runs.read_run).
+        run: From [`read_run`](entropy_trl.analysis.logs.runs.read_run).
         reward: The metric to take as `R`. By default the accuracy of an evaluation (`Run.find("accuracy")`) if there
             are at least 5, otherwise the training reward.
         entropy: The metric to take as `H`. By default that of the same evaluation, if it was logged with it, otherwise
@@ -125,12 +125,14 @@ def law_points(
     run = one_benchmark(run, benchmark)
     reward_name = reward or _default_reward(run, notes)
     entropy_name = entropy or _default_entropy(run, reward_name)
+    if entropy_name.startswith("actor/entropy"):  # verl's names; its logs do not have its version
+        notes.append("verl up to 0.4.0 logs a wrong entropy with use_dynamic_bsz: do not trust a fit to such a log.")
     rewards, entropies = run.series(reward_name), run.series(entropy_name)
     if tokens_per_sequence is not None:
         entropies = _per_token(run, entropies, tokens_per_sequence)
     if entropy_unit not in (None, "nats", "bits"):
         raise ValueError(f"unknown unit of entropy {entropy_unit!r}; choose from nats, bits")
-    if entropy_unit is None and re.search(r"(?<![a-z])bits?(?![a-z])", entropy_name.lower()):
+    if entropy_unit is None and unit_of(entropy_name) != 1:
         entropy_unit = "bits"
         notes.append(f"{entropy_name} is taken to be in bits, as its name says, and was converted to nats.")
     if entropy_unit == "bits":
@@ -144,7 +146,7 @@ def law_points(
         if entropies.values.max() > min(MAX_ENTROPY, math.log(vocab_size or math.inf)):
             hint = " Say which: --entropy-unit bits, or --tokens-per-sequence (a number, or the metric of the length)."
         raise ValueError(f"Run {run.name!r}, {entropy_name}: {error}{hint}") from error
-    kept, h = _pair(rewards.steps, entropies, pairing)
+    kept, h = pair(rewards.steps, entropies, pairing)
     if not kept.any():
         raise ValueError(
             f"Run {run.name!r}: no {entropy_name} was logged near a step of {reward_name} (steps "
@@ -179,6 +181,17 @@ def one_benchmark(run: Run, benchmark: str | None) -> Run:
     evaluations = {id(entry) for entry in _of_benchmark(run.log, benchmark)}
     others = [e for e in run.log if id(e) in evaluations or not any(_EVALUATION.fullmatch(name) for name in e)]
     return replace(run, log=others)
+
+
+def is_left_out(entry: Mapping[str, Any], benchmark: str | None) -> bool:
+    """Whether an entry of a log is an evaluation on another data set than the one that was chosen."""
+    evaluated = benchmark is not None and any(_EVALUATION.fullmatch(name) for name in entry)
+    return evaluated and not _of_benchmark([entry], benchmark)
+
+
+def unit_of(metric: str) -> float:
+    """The nats in a unit of an entropy, as far as the name of the metric says: bits, or else nats."""
+    return math.log(2) if re.search(r"(?<![a-z])bits?(?![a-z])", metric.lower()) else 1.0
 
 
 def _default_reward(run: Run, notes: list[str]) -> str:
@@ -219,7 +232,7 @@ def _default_entropy(run: Run, reward: str) -> str:
 
 def _per_token(run: Run, entropies: Series, tokens: float | str) -> Series:
     if isinstance(tokens, str):
-        kept, lengths = _pair(entropies.steps, run.series(tokens), "nearest")
+        kept, lengths = pair(entropies.steps, run.series(tokens), "nearest")
         entropies = Series(entropies.steps[kept], entropies.values[kept])
     else:
         lengths = np.full(len(entropies.steps), float(tokens))
@@ -228,7 +241,7 @@ def _per_token(run: Run, entropies: Series, tokens: float | str) -> Series:
     return Series(entropies.steps, entropies.values / lengths)
 
 
-def _pair(steps: npt.NDArray[np.int64], series: Series, pairing: str) -> tuple[npt.NDArray[np.bool_], Array]:
+def pair(steps: npt.NDArray[np.int64], series: Series, pairing: str) -> tuple[npt.NDArray[np.bool_], Array]:
     """Which of the steps have a value of the series, and those values."""
     reach = max(_gap(steps), _gap(series.steps))
     after = np.searchsorted(series.steps, steps).clip(1, len(series.steps) - 1) if len(series.steps) > 1 else steps * 0
