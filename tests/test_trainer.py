@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer, build_control
 from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.state import ControlState
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset
@@ -507,6 +508,29 @@ def test_training_again_after_an_interruption_inside_a_step(make_trainer, select
     trainer.remove_callback(callback)
     assert train(trainer) == [0, 1, 2, 3]
     assert train(trainer) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4},
+        {"entropy_control_pool": "micro_batch"},
+    ],
+)
+def test_the_selection_is_among_tokens_that_the_high_entropy_mask_leaves(make_trainer, monkeypatch, method, options):
+    seen, result = [], LossCall.result
+
+    def record(call):
+        seen.append((call.selected & call.loss_masks[0], call.selected))
+        return result(call)
+
+    monkeypatch.setattr(LossCall, "result", record)
+    trainer = make_trainer(top_entropy_quantile=0.3, **METHODS[method] | options)
+    trainer.train()
+    assert all(torch.equal(counted, selected) for counted, selected in seen)
+    assert sum(int(selected.sum()) for _, selected in seen) > 0
 
 
 def test_a_step_without_signal_selects_nothing(make_trainer, set_forward, loss_inputs):

@@ -79,6 +79,20 @@ class TokenBatches:
             state=self.state,
         )
 
+    def counted(self, inputs: dict[str, Any], entropies: Tensor) -> dict[str, Any]:
+        """Return the inputs with the `completion_mask` of the tokens that `top_entropy_quantile` leaves in the loss.
+
+        TRL masks each micro-batch after the control has acted. Every rank must call this together.
+
+        Args:
+            inputs (`dict`): TRL's inputs of the loss, of one micro-batch.
+            entropies (`Tensor` of shape (B, T)): of the current policy, nats.
+        """
+        trainer = self.trainer
+        quantile = 1 - trainer.top_entropy_quantile
+        high = GRPOTrainer.get_high_entropy_mask(trainer, entropies, _loss_mask(inputs), quantile)
+        return inputs | {"completion_mask": inputs["completion_mask"] * high}
+
     def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight of each token of a micro-batch in TRL's loss, (B, T)."""
         accumulation_steps = self.trainer.current_gradient_accumulation_steps

@@ -9,6 +9,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from entropy_trl.controls import EntropyControl
+from entropy_trl.controls.base import SELECTED_TOKENS
 from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.loss.metrics import StepMetrics
 from entropy_trl.tokens.covariance import covariance_metrics
@@ -38,6 +39,8 @@ class StepWindow:
         self.micro_batches: list[dict[str, Any]] = []
         self.selected: Tensor | None = None
         self.shared: Mapping[str, Tensor] = {}
+        # A control that selects nothing (STEER) takes its numbers over all tokens, as its source does.
+        self.filters_tokens = trainer.top_entropy_quantile < 1.0 and SELECTED_TOKENS in control.claims
         if control.needs_pool and trainer.args.entropy_control_pool == "step" and self.size > 1:
             self._select_step(model)
 
@@ -52,17 +55,19 @@ class StepWindow:
                 f"{len(self.micro_batches)} of them belong to the current rollout (TRL {trl.__version__}): a pool "
                 'over the step is not possible. Use `entropy_control_pool="micro_batch"`.'
             )
+        compute_entropy = self.control.scores_entropies or self.filters_tokens
+        takes_rollout_scores = self._takes_rollout_scores(self.micro_batches[0])
+        scored, counted = [], self.micro_batches
+        if compute_entropy or not takes_rollout_scores:
+            scored = [self.batches.score(model, inputs, compute_entropy) for inputs in self.micro_batches]
+        if self.filters_tokens:
+            pairs = zip(self.micro_batches, scored, strict=True)
+            counted = [self.batches.counted(inputs, entropies) for inputs, (_, entropies) in pairs]
         keys = ["completion_mask", "advantages", "row_ids"]
         keys += [key for key in ("tool_mask", "old_per_token_logps") if key in self.micro_batches[0]]
-        pool = {key: torch.cat([inputs[key] for inputs in self.micro_batches]) for key in keys}
-        entropies = None
-        if self._takes_rollout_scores(pool):
-            scores = pool["old_per_token_logps"]
-        else:
-            compute_entropy = self.control.scores_entropies
-            scored = [self.batches.score(model, inputs, compute_entropy) for inputs in self.micro_batches]
-            scores = torch.cat([logps for logps, _ in scored])
-            entropies = torch.cat([values for _, values in scored]) if compute_entropy else None
+        pool = {key: torch.cat([inputs[key] for inputs in counted]) for key in keys}
+        entropies = torch.cat([values for _, values in scored]) if compute_entropy else None
+        scores = pool["old_per_token_logps"] if takes_rollout_scores else torch.cat([logps for logps, _ in scored])
         batch = self.batches.of(pool, scores, entropies)
         self.batches.check_finite(batch)
         self.selected = self._select(batch)
@@ -97,7 +102,13 @@ class StepWindow:
             return self.selected[self.position * rows : (self.position + 1) * rows]
         if not self.control.needs_pool:
             return torch.zeros_like(batch.mask)
+        counted = inputs
+        if self.filters_tokens:
+            assert batch.entropies is not None  # always there in a micro-batch
+            counted = self.batches.counted(inputs, batch.entropies)
         if self.trainer.args.entropy_control_pool == "step" and self._takes_rollout_scores(inputs):
             # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
-            batch = self.batches.of(inputs, inputs["old_per_token_logps"])
+            batch = self.batches.of(counted, inputs["old_per_token_logps"])
+        elif counted is not inputs:
+            batch = self.batches.of(counted, batch.logps.detach(), batch.entropies)
         return self._select(batch)
