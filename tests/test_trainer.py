@@ -533,6 +533,17 @@ def test_the_selection_is_among_tokens_that_the_high_entropy_mask_leaves(make_tr
     assert sum(int(selected.sum()) for _, selected in seen) > 0
 
 
+@pytest.mark.parametrize("pool", ["step", "micro_batch"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_random_draw_acts_in_steps_of_one_sequence(make_trainer, method, pool):
+    options = {"per_device_train_batch_size": 1, "steps_per_generation": 4, "entropy_control_pool": pool}
+    trainer = make_trainer(
+        **options, entropy_control=METHODS[method]["entropy_control"], entropy_control_kwargs={"selection": "random"}
+    )
+    trainer.train()
+    assert all(entry["entropy_control/selected_fraction"] > 0 for entry in trainer.state.log_history[:-1])
+
+
 def test_a_step_without_signal_selects_nothing(make_trainer, set_forward, loss_inputs):
     logps, inputs = loss_inputs(drift=0.5)
     inputs["advantages"][:] = 0.3

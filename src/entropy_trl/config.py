@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from entropy_trl.controls import CONTROLS, Chain, EntropyControl, build_control, describe_control, nearest
-from entropy_trl.controls.base import CLIP_RANGE, SELECTED_TOKENS
+from entropy_trl.controls.base import CLIP_RANGE
 from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
 from entropy_trl.rollout.estimators import ESTIMATORS
 
@@ -323,11 +323,12 @@ class CovGRPOConfig(GRPOConfig):
         return rows
 
     def _check_pool(self, control: EntropyControl) -> None:
-        if SELECTED_TOKENS in control.claims and self._pool_rows() == 1:
+        if control.compares_sequences and self._pool_rows() == 1:
             raise ValueError(
                 f'`entropy_control_pool="{self.entropy_control_pool}"` with `per_device_train_batch_size=1` makes a '
                 "pool of one sequence: all its tokens have the same advantage and their covariance is 0. Use a larger "
-                '`per_device_train_batch_size`, or `entropy_control_pool="step"` with several micro-batches a step.'
+                '`per_device_train_batch_size`, or `entropy_control_pool="step"` with several micro-batches a step. '
+                'With `selection="random"` in `entropy_control_kwargs` one sequence is enough.'
             )
         if self.parallelism_config is not None and self.parallelism_config.tp_enabled:
             raise ValueError(

@@ -44,6 +44,11 @@ class EntropyControl(ABC):
     #: What no other control of a chain may want.
     claims: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def compares_sequences(self) -> bool:
+        """Whether the selection needs a pool of several sequences: within one, the covariance is 0."""
+        return SELECTED_TOKENS in self.claims
+
     def select(self, pool: TokenBatch) -> Selection:
         """Look at the pool: mark tokens, or compute numbers that `edit` needs. Called where `needs_pool` is true."""
         return Selection(torch.zeros_like(pool.mask))

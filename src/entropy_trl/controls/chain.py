@@ -68,6 +68,10 @@ class Chain(EntropyControl):
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset().union(*(control.claims for control in self.controls.values()))
 
+    @property
+    def compares_sequences(self) -> bool:
+        return any(control.compares_sequences for control in self.controls.values())
+
     def select(self, pool: TokenBatch) -> Selection:
         selected, covariance = torch.zeros_like(pool.mask), None
         metrics: dict[str, MetricSum] = {}

@@ -38,7 +38,8 @@ class ClipCov(EntropyControl):
         cov_low (`float`, *optional*, defaults to 1.0): lower bound of the band, excluded; nats times advantage.
         cov_high (`float`, *optional*, defaults to 5.0): upper bound of the band, excluded.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` drops as many tokens, drawn from all
-            tokens instead of the band: the null hypothesis that the covariance does not matter.
+            tokens instead of the band: the null hypothesis that the covariance does not matter. In a pool of one
+            sequence, which has no band, it drops `floor(fraction * N)`.
 
     Raises:
         ValueError: if a value is out of its range or the band is empty.
@@ -63,6 +64,10 @@ class ClipCov(EntropyControl):
                 "token can be told from the rest. Give `cov_low` < `cov_high`; the paper uses 1 and 5."
             )
 
+    @property
+    def compares_sequences(self) -> bool:
+        return self.selection == "covariance"
+
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)
 
@@ -72,7 +77,10 @@ class ClipCov(EntropyControl):
         band = (covariance > self.cov_low).logical_and_(covariance < self.cov_high).logical_and_(eligible)
         tokens, in_band = pool.mask.count_nonzero(), band.count_nonzero()
         pool_tokens, pool_in_band = pool.ranks.sum(torch.stack([tokens, in_band])).tolist()
-        n = min(selection_count(self.fraction, pool_tokens), pool_in_band)
+        n = selection_count(self.fraction, pool_tokens)
+        one_sequence = pool.mask.shape[0] == 1 and not pool.ranks.several
+        if self.compares_sequences or not one_sequence:  # one sequence has no band to count
+            n = min(n, pool_in_band)
         candidates = band if self.selection == "covariance" else eligible
         selected = draw_mask(candidates, pool.row_ids, n, pool.seed, pool.ranks)
         return Selection(selected, covariance, {"in_band_fraction": (in_band, tokens)})

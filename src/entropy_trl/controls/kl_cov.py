@@ -63,6 +63,10 @@ class KLCov(EntropyControl):
                 "selected tokens away from the rollout's policy. The paper uses 1."
             )
 
+    @property
+    def compares_sequences(self) -> bool:
+        return self.selection == "covariance"
+
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)
 

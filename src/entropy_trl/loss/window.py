@@ -81,7 +81,8 @@ class StepWindow:
         selection = self.control.select(pool)
         selected = selection.selected
         if selection.covariance is not None:
-            if self.trainer.args.entropy_control_pool == "step":
+            one_sequence = pool.mask.shape[0] == 1 and not pool.ranks.several  # only a random draw may take that
+            if self.trainer.args.entropy_control_pool == "step" and not one_sequence:
                 # Where all advantages are equal there is nothing to select. The authors' code takes arbitrary tokens.
                 selected = selected & (selection.covariance != 0)
             self.metrics.add(covariance_metrics(selection.covariance, pool.mask, selected, pool.ranks))
