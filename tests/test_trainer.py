@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from conftest import digit_reward
-from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -619,12 +618,3 @@ def test_scoring_pass_does_not_warn_about_checkpointing(make_trainer, recwarn):
 def test_model_card_with_the_control_off_is_trls(make_trainer, tmp_path):
     make_trainer(entropy_control=None).create_model_card(model_name="tiny")
     assert "2505.22617" not in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("control", "dropout", "warns"), [("kl_cov", 0.05, 1), ("kl_cov", 0.0, 0), ("clip_cov", 0.05, 0)]
-)
-def test_dropout_that_the_penalty_would_act_on_is_told(make_trainer, recwarn, control, dropout, warns):
-    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", lora_dropout=dropout)
-    make_trainer(entropy_control=control, trainer_kwargs={"peft_config": lora})
-    assert sum("`lora_dropout=0` for LoRA" in str(warning.message) for warning in recwarn) == warns

@@ -15,9 +15,10 @@ from trl.trainer.utils import get_config_model_id
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls.base import SELECTED_TOKENS
-from entropy_trl.loss.batch import TokenBatches, warn_of_dropout
+from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.clip_metrics import restore_clip_metrics
+from entropy_trl.loss.noise import warn_of_dropout
 from entropy_trl.loss.state import ControlState
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.monitor.entropy_law import TRACKERS, EntropyLawCallback
@@ -117,7 +118,8 @@ class CovGRPOTrainer(ResumingTrainer):
             self._control_state = ControlState(self.entropy_control, args.entropy_control)
             self._stateful.append(self._control_state)
             if not self.entropy_control.acts_on_policy:
-                warn_of_dropout(self.model)
+                self._stateful.append(self._batches.noise)
+                warn_of_dropout(self.model, self.model.config.to_dict())
             if self.use_vllm and self.vllm_mode == "colocate":
                 # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process so.
                 set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
@@ -285,7 +287,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
     # 9. Metrics, and the control's next state.
     def _end_step(self, window: StepWindow) -> None:
-        means = window.metrics.means(self.accelerator) | self._control_state.values
+        means = window.means() | self._control_state.values
         progress = (self.state.global_step + 1) / max(self.state.max_steps, 1)
         self._control_state.advance(means.get("step_entropy", float("nan")), min(progress, 1.0))
         for name, value in means.items():

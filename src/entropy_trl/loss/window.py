@@ -90,6 +90,20 @@ class StepWindow:
         self.shared = selection.shared
         return selected
 
+    @property
+    def policy_is_unchanged(self) -> bool:
+        """Whether the policy of the current micro-batch is still the one that the rollout was scored with."""
+        trainer = self.trainer
+        done = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations)
+        # All that the rollout has been used for so far lies in this step, which ends with its first update.
+        return trainer._buffered_inputs is not None and done <= self.position
+
+    def means(self) -> dict[str, float]:
+        """Return the metrics of the step, over all micro-batches and processes. One collective."""
+        means = self.metrics.means(self.trainer.accelerator)
+        self.batches.noise.update(means)
+        return means
+
     def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:
         """Return the selected tokens of the current micro-batch, (B, T), bool."""
         if self.selected is not None:

@@ -42,7 +42,8 @@ class TokenBatch:
             Seed of this optimizer step's random draws.
         rounding (`float`, *optional*):
             How far two forward passes of one policy may differ in a log-probability, nats, relative to
-            `max(1, |logp|)`. Defaults to 8 machine epsilons of the dtype of `logps`.
+            `max(1, |logp|)`: by rounding, or by dropout where that was measured to be more. Infinite while the policy
+            is still the one that scored the rollout. Defaults to 8 machine epsilons of the dtype of `logps`.
         ranks (`Ranks`, *optional*):
             The processes that the pool extends over, each with its own rows. Defaults to this one alone.
         entropies (`Tensor` of shape (B, T), *optional*):
