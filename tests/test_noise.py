@@ -67,7 +67,7 @@ def test_the_first_update_of_a_rollout_measures_the_noise_of_the_others(make_tra
         relative = torch.cat([differences(batch)[batch.mask] for batch, _ in calls])
         selected = torch.cat([differences(batch)[chosen] for batch, chosen in calls])
         if step % 4 == 0:
-            level = float(relative.mean())
+            level = float(relative.square().mean().sqrt())
             assert noise == pytest.approx(level) and share == 1.0
             assert (level > 1e-4) == (rate > 0)
         else:
@@ -89,7 +89,7 @@ def test_a_resumed_run_knows_the_noise(make_trainer, tiny_model, tmp_path):
     runs = []
     for checkpoint in (None, str(tmp_path / "out" / "checkpoint-2")):
         trainer = make_trainer(
-            **KL_COV | EIGHT_STEPS,
+            **KL_COV | EIGHT_STEPS | {"learning_rate": 1e-2},
             model=with_attention_dropout(tiny_model, 0.1),
             save_strategy="steps",
             save_steps=1,
@@ -97,7 +97,8 @@ def test_a_resumed_run_knows_the_noise(make_trainer, tiny_model, tmp_path):
         trainer.train(resume_from_checkpoint=checkpoint)
         runs.append(trainer)
     shares = [logged(trainer, "selected_at_rounding") for trainer in runs]
-    assert shares[0] == shares[1] and any(0 < share < 1 for share in shares[0])
+    assert shares[0] == shares[1] and runs[0]._batches.noise.level == runs[1]._batches.noise.level > 0
+    assert any(0 < share < 1 for share in shares[0])
 
 
 @pytest.mark.parametrize("level", [-1.0, float("nan"), "0.1", True])

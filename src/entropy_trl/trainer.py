@@ -18,8 +18,8 @@ from entropy_trl.controls.base import SELECTED_TOKENS
 from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.clip_metrics import restore_clip_metrics
-from entropy_trl.loss.noise import warn_of_dropout
 from entropy_trl.loss.state import ControlState
+from entropy_trl.loss.watch import ControlWatch
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.monitor.entropy_law import TRACKERS, EntropyLawCallback
 from entropy_trl.monitor.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
@@ -116,10 +116,10 @@ class CovGRPOTrainer(ResumingTrainer):
             self._tag_names = GRPOTrainer._tag_names
         else:
             self._control_state = ControlState(self.entropy_control, args.entropy_control)
-            self._stateful.append(self._control_state)
+            self._watch = ControlWatch(self, self.entropy_control)
+            self._stateful += [self._control_state, self._watch]
             if not self.entropy_control.acts_on_policy:
                 self._stateful.append(self._batches.noise)
-                warn_of_dropout(self.model, self.model.config.to_dict())
             if self.use_vllm and self.vllm_mode == "colocate":
                 # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process so.
                 set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
@@ -239,7 +239,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
         if self._step_window is None:
             self._batches.state = self._control_state.values
-            self._step_window = StepWindow(self, self._batches, self.entropy_control, model)
+            self._step_window = StepWindow(self, self._batches, self.entropy_control, model, self._watch)
         window = self._step_window
         call = self._loss_call = LossCall(self, window, inputs)
         try:

@@ -79,11 +79,13 @@ class ClipCov(EntropyControl):
         pool_tokens, pool_in_band = pool.ranks.sum(torch.stack([tokens, in_band])).tolist()
         n = selection_count(self.fraction, pool_tokens)
         one_sequence = pool.mask.shape[0] == 1 and not pool.ranks.several
-        if self.compares_sequences or not one_sequence:  # one sequence has no band to count
+        has_band = self.compares_sequences or not one_sequence
+        if has_band:
             n = min(n, pool_in_band)
-        candidates = band if self.selection == "covariance" else eligible
-        selected = draw_mask(candidates, pool.row_ids, n, pool.seed, pool.ranks)
-        return Selection(selected, covariance, {"in_band_fraction": (in_band, tokens)})
+        drawn_from = band if self.selection == "covariance" else eligible
+        selected = draw_mask(drawn_from, pool.row_ids, n, pool.seed, pool.ranks)
+        metrics = {"in_band_fraction": (in_band, tokens)}
+        return Selection(selected, covariance, metrics, candidates=int(pool_in_band) if has_band else None)
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
         # The metric that a pool scored with the rollout's policy needs: draws that the ratio clip made redundant.

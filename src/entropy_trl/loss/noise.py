@@ -11,7 +11,7 @@ from torch import nn
 from entropy_trl.tokens.types import MetricSum, TokenBatch
 
 
-#: A difference up to this many times the mean one counts as noise: 98% of a normal distribution lie within.
+#: A difference up to this many times the root mean square counts as noise. That of dropout has heavy tails.
 _SPREAD = 3.0
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -31,7 +31,7 @@ class ForwardNoise:
     metric = "forward_noise"
 
     def __init__(self) -> None:
-        #: Mean difference in the last update that could measure it; 0 before the first one.
+        #: Root mean square of the differences in the last update that could measure it; 0 before the first one.
         self.level = 0.0
 
     @property
@@ -41,16 +41,15 @@ class ForwardNoise:
 
     @staticmethod
     def sums(batch: TokenBatch) -> dict[str, MetricSum]:
-        """Return the sum and the count of the differences in a micro-batch of an unchanged policy."""
+        """Return the sum and the count of the squared differences in a micro-batch of an unchanged policy."""
         logps = batch.logps.detach().double()
-        difference = (logps - batch.old_logps.double()).abs() / logps.abs().clamp(min=1.0)
-        return {ForwardNoise.metric: (difference.where(batch.mask, 0.0).sum(), batch.mask.sum())}
+        squares = ((logps - batch.old_logps.double()) / logps.abs().clamp(min=1.0)).square()
+        return {ForwardNoise.metric: (squares.where(batch.mask, 0.0).sum(), batch.mask.sum())}
 
-    def update(self, means: Mapping[str, float]) -> None:
-        """Take the level from the metrics of a step that measured it."""
-        level = means.get(self.metric, math.nan)
-        if not math.isnan(level):
-            self.level = level
+    def update(self, means: dict[str, float]) -> None:
+        """Take the level from the metrics of a step that measured it, and put it there instead of its square."""
+        if self.metric in means and not math.isnan(means[self.metric]):
+            self.level = means[self.metric] = math.sqrt(means[self.metric])
 
     def reset(self) -> None:
         self.level = 0.0
@@ -88,7 +87,7 @@ def warn_of_dropout(model: nn.Module, config: Mapping[str, Any]) -> None:
             "first update of a rollout nothing else. `selected_at_rounding` counts these tokens and `forward_noise` "
             "measures the noise. Set dropout to 0 (`lora_dropout=0` for LoRA, where TRL's default is 0.05).",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -12,6 +12,7 @@ from entropy_trl.controls import EntropyControl
 from entropy_trl.controls.base import SELECTED_TOKENS
 from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.loss.metrics import StepMetrics
+from entropy_trl.loss.watch import ControlWatch
 from entropy_trl.tokens.covariance import covariance_metrics
 from entropy_trl.tokens.types import TokenBatch
 
@@ -24,15 +25,24 @@ class StepWindow:
         batches ([`TokenBatches`]): makes the token batches.
         control ([`EntropyControl`]): the control that selects.
         model (`torch.nn.Module`): the model to score a pool of several micro-batches with.
+        watch ([`ControlWatch`]): warns where the control does nothing.
 
     Raises:
         RuntimeError: if TRL's rollout buffer does not have the micro-batches of the step.
     """
 
-    def __init__(self, trainer: GRPOTrainer, batches: TokenBatches, control: EntropyControl, model: torch.nn.Module):
+    def __init__(
+        self,
+        trainer: GRPOTrainer,
+        batches: TokenBatches,
+        control: EntropyControl,
+        model: torch.nn.Module,
+        watch: ControlWatch,
+    ):
         self.trainer = trainer
         self.batches = batches
         self.control = control
+        self.watch = watch
         self.size = trainer.current_gradient_accumulation_steps
         self.position = 0
         self.metrics = StepMetrics(trainer.accelerator.device)
@@ -79,6 +89,7 @@ class StepWindow:
 
     def _select(self, pool: TokenBatch) -> Tensor:
         selection = self.control.select(pool)
+        self.watch.see(pool, selection)
         selected = selection.selected
         if selection.covariance is not None:
             one_sequence = pool.mask.shape[0] == 1 and not pool.ranks.several  # only a random draw may take that
@@ -102,6 +113,7 @@ class StepWindow:
         """Return the metrics of the step, over all micro-batches and processes. One collective."""
         means = self.metrics.means(self.trainer.accelerator)
         self.batches.noise.update(means)
+        self.watch.end_step(self.trainer.state.global_step + 1, means)
         return means
 
     def selected_in(self, inputs: dict[str, Any], batch: TokenBatch) -> Tensor:

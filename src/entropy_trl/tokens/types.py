@@ -125,12 +125,14 @@ class Selection:
         covariance (`Tensor` of shape (B, T), *optional*): Eq. 10 of arXiv 2505.22617 over the pool; 0 at padding.
         metrics (mapping of name to (sum, count)): what the control wants logged of the pool.
         shared (mapping of name to `Tensor`): numbers of the whole pool, of all processes, that `edit` needs.
+        candidates (`int`, *optional*): tokens of the pool, of all processes, that the control could choose from.
     """
 
     selected: Tensor
     covariance: Tensor | None = None
     metrics: Mapping[str, MetricSum] = field(default_factory=dict)
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    candidates: int | None = None
 
 
 @dataclass(frozen=True)
