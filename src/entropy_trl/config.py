@@ -67,8 +67,8 @@ class CovGRPOConfig(GRPOConfig):
             Whether to log what each entropy region of arXiv 2602.09782 has of the tokens, of the gradient and of the
             change of entropy to be expected from it ([`region_metrics`]), with every control and with none.
         entropy_law (`bool`, *optional*, defaults to `False`):
-            Whether to log the fit of `R = -a exp(H) + b` as training goes on, warn when entropy collapses, and give W&B
-            and trackio the figures at the end ([`EntropyLawCallback`]).
+            Whether to log the fit of `R = -a exp(H) + b` as training goes on, warn when entropy collapses or
+            surges, and give W&B and trackio the figures at the end ([`EntropyLawCallback`]).
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -151,7 +151,7 @@ class CovGRPOConfig(GRPOConfig):
     )
     entropy_law: bool = field(
         default=False,
-        metadata={"help": "Log the fit of R = -a exp(H) + b during training, and warn when entropy collapses."},
+        metadata={"help": "Log the fit of R = -a exp(H) + b, and warn when entropy collapses or surges."},
     )
     epsilon: float | None = field(
         default=None,
