@@ -208,3 +208,24 @@ def test_a_random_draw_acts_in_a_pool_of_one_sequence(control):
     )
     selected = control(fraction=0.25, selection="random").select(pool).selected
     assert int(selected.sum()) == 10 and not selected[:, 40:].any()
+
+
+def test_the_top_is_as_many_tokens_as_the_draw_and_the_highest():
+    generator = torch.Generator().manual_seed(0)
+    pool = TokenBatch(
+        logps=-torch.rand(6, 50, generator=generator) * 6,
+        old_logps=-torch.rand(6, 50, generator=generator) * 6,
+        advantages=torch.randn(6, 1, generator=generator),
+        mask=torch.rand(6, 50, generator=generator) < 0.8,
+        clipped=torch.rand(6, 50, generator=generator) < 0.2,
+    )
+    for band in ({"cov_low": 0.5, "cov_high": 1.0}, {"cov_low": 2.4}, {"cov_low": 80.0, "cov_high": 90.0}):
+        drawn, top = (
+            ClipCov(fraction=0.1, selection=name, **band).select(pool).selected for name in ("covariance", "top")
+        )
+        covariance = ClipCov().select(pool).covariance
+        eligible = pool.mask & ~pool.clipped
+        highest = sorted(covariance[eligible].tolist(), reverse=True)[: int(drawn.sum())]
+        assert sorted(covariance[top].tolist(), reverse=True) == highest and not (top & ~eligible).any()
+    with pytest.raises(ValueError, match="`selection` must be one of 'covariance', 'random', got 'top'"):
+        KLCov(selection="top")

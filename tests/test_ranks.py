@@ -96,6 +96,7 @@ def part_of(pool, rows):
         ClipCov(fraction=0.05, cov_low=0.5),
         ClipCov(fraction=0.9, cov_low=0.5),
         ClipCov(fraction=0.05, cov_low=0.5, selection="random"),
+        ClipCov(fraction=0.05, cov_low=0.5, selection="top"),
     ],
     ids=str,
 )

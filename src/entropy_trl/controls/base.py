@@ -96,10 +96,10 @@ def check_fraction(fraction: float) -> None:
         )
 
 
-def check_selection(selection: str) -> None:
+def check_selection(selection: str, known: tuple[str, ...] = SELECTIONS) -> None:
     """Raise ValueError unless `selection` is a known way to choose tokens."""
-    if selection not in SELECTIONS:
-        raise ValueError(f"`selection` must be one of {', '.join(map(repr, SELECTIONS))}, got {selection!r}.")
+    if selection not in known:
+        raise ValueError(f"`selection` must be one of {', '.join(map(repr, known))}, got {selection!r}.")
 
 
 def warn_if_percentage(fraction: float, tokens: int) -> None:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from entropy_trl.controls.base import (
     SELECTED_TOKENS,
+    SELECTIONS,
     EntropyControl,
     check_fraction,
     check_selection,
     warn_if_percentage,
 )
 from entropy_trl.tokens.covariance import token_covariance
-from entropy_trl.tokens.selection import draw_mask, selection_count
+from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
@@ -39,7 +40,8 @@ class ClipCov(EntropyControl):
         cov_high (`float`, *optional*, defaults to 5.0): upper bound of the band, excluded.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` drops as many tokens, drawn from all
             tokens instead of the band: the null hypothesis that the covariance does not matter. In a pool of one
-            sequence, which has no band, it drops `floor(fraction * N)`.
+            sequence, which has no band, it drops `floor(fraction * N)`. `"top"` drops as many tokens too, those with
+            the highest covariance, above the band or in it: a comparison that shows what the draw is for.
 
     Raises:
         ValueError: if a value is out of its range or the band is empty.
@@ -57,7 +59,7 @@ class ClipCov(EntropyControl):
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
-        check_selection(self.selection)
+        check_selection(self.selection, (*SELECTIONS, "top"))
         if not self.cov_low < self.cov_high or math.isinf(self.cov_low):
             raise ValueError(
                 f"The covariance band ({self.cov_low}, {self.cov_high}) is empty or has no finite lower bound: no "
@@ -66,7 +68,7 @@ class ClipCov(EntropyControl):
 
     @property
     def compares_sequences(self) -> bool:
-        return self.selection == "covariance"
+        return self.selection != "random"
 
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)
@@ -82,8 +84,11 @@ class ClipCov(EntropyControl):
         has_band = self.compares_sequences or not one_sequence
         if has_band:
             n = min(n, pool_in_band)
-        drawn_from = band if self.selection == "covariance" else eligible
-        selected = draw_mask(drawn_from, pool.row_ids, n, pool.seed, pool.ranks)
+        if self.selection == "top":
+            selected = top_k_mask(covariance, eligible, n, pool.row_ids, pool.ranks)
+        else:
+            drawn_from = band if self.selection == "covariance" else eligible
+            selected = draw_mask(drawn_from, pool.row_ids, n, pool.seed, pool.ranks)
         metrics = {"in_band_fraction": (in_band, tokens)}
         return Selection(selected, covariance, metrics, candidates=int(pool_in_band) if has_band else None)
 
