@@ -1,6 +1,7 @@
 """EntropyLawCallback: what it logs is the fit to the log, where the trackers see it, and when it warns."""
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from conftest import digit_reward
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from entropy_trl import EntropyLawCallback
+from entropy_trl import CONTROLS, EntropyLawCallback
 from entropy_trl.analysis import read_runs
 from entropy_trl.analysis.law import fit_law
 from entropy_trl.analysis.law import running as running_law
@@ -25,10 +26,18 @@ from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
 
-def play(entropies, rewards, callback=None, names=("entropy", "reward")):
+class Settings(TrainingArguments):
+    """The arguments of a run that has the settings of another configuration too."""
+
+    def to_dict(self):
+        return super().to_dict() | self.others
+
+
+def play(entropies, rewards, callback=None, names=("entropy", "reward"), settings=None):
     """Logs the points one after the other, as a trainer does; returns the log."""
     callback = EntropyLawCallback() if callback is None else callback
-    state, arguments, control = TrainerState(), TrainingArguments(report_to="none"), TrainerControl()
+    state, arguments, control = TrainerState(), Settings(report_to="none"), TrainerControl()
+    arguments.others = settings or {}
     callback.on_train_begin(arguments, state, control)
     seen = []
     for step, values in enumerate(zip(entropies, rewards, strict=True), 1):
@@ -130,15 +139,62 @@ def test_evaluations_are_preferred(caplog):
     assert logs["entropy_law/a"] == pytest.approx(0.2) and logs["entropy_law/b"] == pytest.approx(0.8)
 
 
-def test_a_collapse_is_told_once_in_plain_words(caplog):
-    entropies = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.09, 0.08, 0.07, 0.3, 0.3, 0.05]
+def warnings_of(caplog, entropies, **settings):
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "entropy_trl"):
-        play(entropies, law(entropies))
-    first, second = [record.getMessage() for record in caplog.records]
-    assert first.startswith("Step 11: entropy has collapsed. It is 0.09 nats a token, 9% of the 1 that the run")
-    remaining = 0.6 - law([0.09])[0]
-    assert f"the reward can still rise by {remaining:.3g}, to 0.6" in first
-    assert second.startswith("Step 16")  # after it had recovered
+        play(entropies, law(entropies), settings=settings)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_collapse_is_told_early_and_once(caplog):
+    entropies = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.09, 0.6, 0.8, 0.7, 0.08]
+    first, second = warnings_of(caplog, entropies)
+    assert first.startswith("Step 6: Entropy is collapsing. It is 0.5 nats a token, 50% of the 1 that the run")
+    assert second.startswith("Step 14: Entropy has collapsed. It is 0.08 nats")  # after it had recovered
+    assert "nearly all the same" in second
+    remaining = 0.6 - law([0.08])[0]
+    assert f"the reward can still rise by {remaining:.3g}, to 0.6" in second
+
+
+def test_a_surge_is_told_early_and_once(caplog):
+    first, second, third = warnings_of(caplog, [0.4, 0.4, 0.5, 0.5, 0.55, 0.62, 0.8, 2.0, 0.45, 0.7, 0.2])
+    assert first.startswith("Step 6: Entropy is surging. It is 0.62 nats a token, 155% of the 0.4 that the run")
+    assert second.startswith("Step 10: Entropy is surging") and third.startswith("Step 11: Entropy is collapsing")
+    assert "the reward can still rise" not in first
+
+
+@pytest.mark.parametrize("entropies", [[1.0, 0.2, 1.0, 2.0, 1.0, 1.0], [1.0, 0.8, 0.6, 0.55, 0.51, 0.6, 1.2, 1.4]])
+def test_no_alarm_for_single_steps_at_the_start_nor_within_the_bounds(caplog, entropies):
+    assert warnings_of(caplog, entropies) == []
+
+
+ALARMS = [[1.0, 1.0, 1.0, 1.0, 0.4], [1.0, 1.0, 1.0, 1.0, 1.6]]
+
+
+@pytest.mark.parametrize(
+    "control", [None, *CONTROLS, "kl_cov+targeted_clip_higher", "examples.own_control.SpareTheSure"]
+)
+def test_the_advice_fits_the_control(caplog, make_config, control):
+    """It names options of the control that is running, and of no other."""
+    options = make_config(entropy_control=control).to_dict()
+    for entropies in ALARMS:
+        (message,) = warnings_of(caplog, entropies, **options)
+        assert ("No entropy control is on" in message) == (control is None)
+        parts = (control or "").split("+")
+        of = {"clip_cov": "Clip-Cov ", "kl_cov": "KL-Cov ", "steer": "STEER ", "entropic": "EntroPIC "}
+        for name, words in of.items():
+            assert (words in message) == (name in parts)
+        for part in parts:
+            if part in CONTROLS:  # an option of its own, or a ratio clip
+                named = {field.name for field in dataclasses.fields(CONTROLS[part])} | {"epsilon_high"}
+                assert any(f"`{option}" in message for option in named)
+            elif part:
+                assert part in message
+
+
+def test_a_surge_with_an_entropy_bonus_starts_with_the_bonus(caplog):
+    (message,) = warnings_of(caplog, ALARMS[1], entropy_coef=0.01, entropy_control="clip_cov")
+    assert "Lower the entropy bonus" in message and message.index("bonus") < message.index("Clip-Cov")
 
 
 @pytest.mark.parametrize("entropies", [[0.5] * 20, [0.0] * 20])
@@ -159,7 +215,7 @@ def test_what_cannot_be_fitted_is_told_once(caplog):
         logged = play([80.0] * 12, [0.5] * 12)  # the entropy of whole sequences
         assert len(caplog.records) == 1 and "more than a vocabulary allows" in caplog.text
         assert all(len(values) == 2 for values in logged)
-        play(np.linspace(1.2, 0.3, 12), law(np.linspace(1.2, 0.3, 12)))
+        play(np.linspace(1.2, 0.8, 12), law(np.linspace(1.2, 0.8, 12)))
     assert len(caplog.records) == 1
 
 
@@ -174,6 +230,12 @@ def test_other_metrics_can_be_named():
 def test_a_bad_share_is_refused(collapse):
     with pytest.raises(ValueError, match="share of the entropy at the start"):
         EntropyLawCallback(collapse=collapse)
+
+
+@pytest.mark.parametrize("surge", [1, 0.5, math.inf, math.nan])
+def test_a_bad_multiple_is_refused(surge):
+    with pytest.raises(ValueError, match="multiple of the entropy at the start"):
+        EntropyLawCallback(surge=surge)
 
 
 def test_in_training_the_trackers_see_it(make_trainer, tmp_path):

@@ -104,12 +104,13 @@ def test_gradient_matches_the_oracle_or_is_refused(
     if callable(told.get("token_filter")):
         told["token_filter"] = told["token_filter"](inputs)
     mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-    cov = oracle.covariances(logps.detach(), inputs["advantages"], mask)
+    counted = mask * told.get("token_filter", 1)  # a control selects among the tokens of the policy loss
+    cov = oracle.covariances(logps.detach(), inputs["advantages"], counted)
     if control == "kl_cov":
         told["penalised"] = oracle.kl_cov_selected(cov, 0.2)
         told["coef"] = 0.7
     else:
-        batch = trainer._batches.of(inputs, logps.detach())
+        batch = trainer._batches.of(inputs | {"completion_mask": counted}, logps.detach())
         told["dropped"] = {tuple(i) for i in trainer.entropy_control.select(batch).selected.nonzero().tolist()}
         assert told["dropped"] <= oracle.clip_cov_candidates(cov, 0.05, 3.0)
         assert told["dropped"]

@@ -4,6 +4,7 @@ Here the processes are threads that exchange tensors, so that every way of sprea
 tests/test_distributed.py does it with real ones.
 """
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from entropy_trl import ClipCov, KLCov, TokenBatch, covariance_metrics, draw_mask, token_covariance, top_k_mask
+from entropy_trl.tokens.ranks import ONE_PROCESS
+from entropy_trl.tokens.selection import highest_values
 
 
 class Thread:
@@ -93,6 +96,7 @@ def part_of(pool, rows):
         ClipCov(fraction=0.05, cov_low=0.5),
         ClipCov(fraction=0.9, cov_low=0.5),
         ClipCov(fraction=0.05, cov_low=0.5, selection="random"),
+        ClipCov(fraction=0.05, cov_low=0.5, selection="top"),
     ],
     ids=str,
 )
@@ -127,6 +131,22 @@ def test_metrics_add_up(kind, shares):
     for name, (total, count) in whole.items():
         assert sum(float(part[name][1]) for part in parts) == pytest.approx(float(count), rel=1e-6)
         assert sum(float(part[name][0]) for part in parts) == pytest.approx(float(total), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shares", SPREADS)
+def test_highest_values(kind, shares):
+    pool = pool_of(kind)
+    ks = [1, 3, 40, 999]
+    expected = sorted(pool["logps"][pool["mask"]].tolist(), reverse=True)
+    expected = [expected[k - 1] if k <= len(expected) else math.inf for k in ks]
+
+    def highest(part, ranks=ONE_PROCESS):
+        return highest_values(part["logps"], part["mask"], ks, ranks)
+
+    assert highest(pool) == expected
+    for found in spread(highest, [part_of(pool, rows) for rows in SPREADS[shares]])[0]:
+        assert found == expected
 
 
 def test_rows_of_different_lengths():

@@ -15,10 +15,11 @@ from trl.trainer.utils import get_config_model_id
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls.base import SELECTED_TOKENS
-from entropy_trl.loss.batch import TokenBatches, warn_of_dropout
+from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.clip_metrics import restore_clip_metrics
 from entropy_trl.loss.state import ControlState
+from entropy_trl.loss.watch import ControlWatch
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.monitor.entropy_law import TRACKERS, EntropyLawCallback
 from entropy_trl.monitor.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
@@ -73,8 +74,7 @@ class CovGRPOTrainer(ResumingTrainer):
         self._options = args if isinstance(args, CovGRPOConfig) else None
         if self._options is None:
             warnings.warn(
-                "CovGRPOTrainer got a GRPOConfig: entropy control is off and this is plain GRPO. Pass a CovGRPOConfig "
-                "to switch it on.",
+                "CovGRPOTrainer got a GRPOConfig: this is plain GRPO. A CovGRPOConfig switches entropy control on.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -116,9 +116,10 @@ class CovGRPOTrainer(ResumingTrainer):
             self._tag_names = GRPOTrainer._tag_names
         else:
             self._control_state = ControlState(self.entropy_control, args.entropy_control)
-            self._stateful.append(self._control_state)
+            self._watch = ControlWatch(self, self.entropy_control)
+            self._stateful += [self._control_state, self._watch]
             if not self.entropy_control.acts_on_policy:
-                warn_of_dropout(self.model)
+                self._stateful.append(self._batches.noise)
             if self.use_vllm and self.vllm_mode == "colocate":
                 # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process so.
                 set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
@@ -238,7 +239,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
         if self._step_window is None:
             self._batches.state = self._control_state.values
-            self._step_window = StepWindow(self, self._batches, self.entropy_control, model)
+            self._step_window = StepWindow(self, self._batches, self.entropy_control, model, self._watch)
         window = self._step_window
         call = self._loss_call = LossCall(self, window, inputs)
         try:
@@ -286,7 +287,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
     # 9. Metrics, and the control's next state.
     def _end_step(self, window: StepWindow) -> None:
-        means = window.metrics.means(self.accelerator) | self._control_state.values
+        means = window.means() | self._control_state.values
         progress = (self.state.global_step + 1) / max(self.state.max_steps, 1)
         self._control_state.advance(means.get("step_entropy", float("nan")), min(progress, 1.0))
         for name, value in means.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_trl.analysis.entropy_alarm import COLLAPSE, SURGE, entropy_alarm
 from entropy_trl.analysis.law.fit import Array
 from entropy_trl.analysis.law.running import RunningFit, RunningLaw
 from entropy_trl.analysis.logs.runs import Run
@@ -25,12 +26,15 @@ TRACKERS = ("wandb", "trackio")
 #: Points that a fit needs before it is logged: with fewer the coefficients jump.
 MIN_POINTS = 10
 
+#: Points that an alarm needs: a single step can be off by as much.
+_ALARM_POINTS = 5
+
 #: The share of the points that stand for "the start" and "now".
 _ENDS = 0.05
 
 
 class EntropyLawCallback(TrainerCallback):
-    """Logs the current fit of `R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), and warns when entropy collapses.
+    """Log the fit of `R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), and warn when entropy collapses or surges.
 
     With each log it adds, under `entropy_law/`:
 
@@ -45,45 +49,52 @@ class EntropyLawCallback(TrainerCallback):
     latter the trackers, which report before it acts, do not have its values; `state.log_history` has.
 
     Args:
-        collapse (`float`): entropy below this share of that at the start is a collapse.
+        collapse (`float`): entropy down to this share of that at the start is a collapse. It is warned of from 5 points
+            on, with advice for the control that is running, and once until entropy is half-way back.
+        surge (`float`): entropy up to this multiple of that at the start is a surge, warned of in the same way.
         reward, entropy, benchmark (`str`, *optional*): metrics to take instead, and the evaluation data set where there
             are several (see [`~entropy_trl.analysis.law.points.law_points`]).
         figures (`bool`): whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
             matplotlib and statsmodels (the `analysis` extra).
 
     Raises:
-        ValueError: if `collapse` is not in (0, 1).
+        ValueError: if `collapse` is not in (0, 1), or `surge` not above 1.
         ImportError: if `figures` is set, and matplotlib is missing.
     """
 
     def __init__(
         self,
-        collapse: float = 0.1,
+        collapse: float = COLLAPSE,
         reward: str | None = None,
         entropy: str | None = None,
         benchmark: str | None = None,
         figures: bool = False,
+        surge: float = SURGE,
     ):
         if not 0 < collapse < 1:
             raise ValueError(f"`collapse` is a share of the entropy at the start, in (0, 1), got {collapse!r}.")
+        if not 1 < surge < math.inf:
+            raise ValueError(f"`surge` is a multiple of the entropy at the start, above 1, got {surge!r}.")
         for module in ("matplotlib", "statsmodels") if figures else ():
             if importlib.util.find_spec(module) is None:
                 raise ImportError(
                     f"The figures need {module}: pip install 'entropy-trl[analysis]', or set `figures=False`."
                 )
         self.collapse = collapse
+        self.surge = surge
         self.reward = reward
         self.entropy = entropy
         self.benchmark = benchmark
         self.figures = figures
-        self._collapsed = False
+        self._alarm = ""  # the kind that was warned of last, until entropy is half-way back
+        self._settings: dict[str, Any] = {}
         self._has_points = True
         self._law = RunningLaw(reward, entropy, benchmark)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._collapsed, self._has_points = False, True
+        self._alarm, self._settings, self._has_points = "", args.to_dict(), True
         self._law = RunningLaw(self.reward, self.entropy, self.benchmark)
 
     def on_log(
@@ -110,7 +121,7 @@ class EntropyLawCallback(TrainerCallback):
         logs |= values
         if state.log_history:
             state.log_history[-1] |= values
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and len(entropies) >= _ALARM_POINTS:
             self._warn(state.global_step, start, now, fit)
 
     def on_train_end(
@@ -136,23 +147,20 @@ class EntropyLawCallback(TrainerCallback):
             logger.warning(f"The entropy law is not logged in this run. {error}")
 
     def _warn(self, step: int, start: float, now: float, fit: RunningFit | None) -> None:
-        if now > 2 * self.collapse * start:
-            self._collapsed = False  # it has recovered: a second collapse is worth another warning
-        if self._collapsed or now > self.collapse * start:
+        if math.sqrt(self.collapse) < now / start < math.sqrt(self.surge):
+            self._alarm = ""  # it has recovered: a second one is worth another warning
+        alarm = entropy_alarm(start, now, self._settings, collapse=self.collapse, surge=self.surge)
+        if alarm is None or alarm[0] == self._alarm:
             return
-        self._collapsed = True
+        self._alarm, finding, advice = alarm
         prospect = ""
-        if fit is not None and fit.a > 0:
+        if fit is not None and fit.a > 0 and self._alarm == "collapse":
             gain = fit.ceiling - fit.predict(now)
             prospect = (
                 f" By the law, fitted to {fit.points} points of {self._law.reward_metric}, the reward can still rise "
                 f"by {gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
             )
-        logger.warning(
-            f"Step {step}: entropy has collapsed. It is {now:.3g} nats a token, {now / start:.0%} of the {start:.3g} "
-            f"that the run started with: completions of a prompt are nearly all the same.{prospect} Clip-Cov or KL-Cov "
-            "(`entropy_control`) or a lower learning rate keep more; from here, go back to an earlier checkpoint."
-        )
+        logger.warning(f"Step {step}: {finding}{prospect} {advice}")
 
 
 def _report_figures(args: TrainingArguments, state: TrainerState) -> None:

@@ -215,6 +215,29 @@ def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int, ranks: Ranks
     return drawn
 
 
+def highest_values(values: Tensor, eligible: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> list[float]:
+    """Return the k-th highest eligible value for each `k`, over all `ranks`; infinite if there are fewer than `k`.
+
+    Args:
+        values (`Tensor` of shape (B, T), floating): the values; not NaN at eligible entries.
+        eligible (`Tensor` of shape (B, T), bool): entries that count.
+        ks (sequence of `int`): from 1.
+        ranks (`Ranks`, *optional*): the processes that share the pool.
+    """
+    values = values[eligible]
+    if not ranks.several:
+        top = values.topk(min(max(ks), values.numel())).values.tolist()
+        return [top[k - 1] if k <= len(top) else math.inf for k in ks]
+    count = int(ranks.sum(eligible.count_nonzero()))
+    keys, bits = _sortable(values)
+    found = []
+    for k, threshold in zip(ks, _kth_keys(keys, bits, ks, ranks)[0], strict=True):
+        at_least = values.where(keys >= threshold, math.inf)
+        lowest = ranks.min(torch.cat([at_least, at_least.new_tensor([math.inf])]).min())
+        found.append(float(lowest) if k <= count else math.inf)
+    return found
+
+
 def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> list[Tensor]:
     """The sum of the `k` highest values for each `k`, over this process's share of them.
 

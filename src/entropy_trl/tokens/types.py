@@ -42,7 +42,8 @@ class TokenBatch:
             Seed of this optimizer step's random draws.
         rounding (`float`, *optional*):
             How far two forward passes of one policy may differ in a log-probability, nats, relative to
-            `max(1, |logp|)`. Defaults to 8 machine epsilons of the dtype of `logps`.
+            `max(1, |logp|)`: by rounding, or by dropout where that was measured to be more. Infinite while the policy
+            is still the one that scored the rollout. Defaults to 8 machine epsilons of the dtype of `logps`.
         ranks (`Ranks`, *optional*):
             The processes that the pool extends over, each with its own rows. Defaults to this one alone.
         entropies (`Tensor` of shape (B, T), *optional*):
@@ -124,12 +125,14 @@ class Selection:
         covariance (`Tensor` of shape (B, T), *optional*): Eq. 10 of arXiv 2505.22617 over the pool; 0 at padding.
         metrics (mapping of name to (sum, count)): what the control wants logged of the pool.
         shared (mapping of name to `Tensor`): numbers of the whole pool, of all processes, that `edit` needs.
+        candidates (`int`, *optional*): tokens of the pool, of all processes, that the control could choose from.
     """
 
     selected: Tensor
     covariance: Tensor | None = None
     metrics: Mapping[str, MetricSum] = field(default_factory=dict)
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    candidates: int | None = None
 
 
 @dataclass(frozen=True)
