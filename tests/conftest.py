@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,12 @@ from entropy_trl.quickstart.task import build_dataset, build_model, build_tokeni
 
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+#: Scripts that tests launch.
+JOBS = ROOT / "tests" / "jobs"
+#: For the environment of what tests launch.
+PYTHONPATH = os.pathsep.join(map(str, (ROOT / "tests", JOBS, ROOT / "src")))
 
 
 def digit_reward(completions, **kwargs):

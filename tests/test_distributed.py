@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import JOBS, PYTHONPATH, ROOT
 from prepared_python import prepared_python
 
 from entropy_trl.analysis.covariance.records import read_records
 
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
+CONFIGS = ROOT / "configs" / "accelerate"
 
 #: Processes, and micro-batches of a step on each of them.
 CUTS = {"one": (1, 1), "one, cut": (1, 4), "two": (2, 1), "two, cut": (2, 2)}
@@ -27,16 +28,15 @@ METHODS = {
 
 
 def run(out: Path, processes: int, accelerate_config="ddp", **job):
-    """Launch tests/distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
+    """Launch distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
     out.mkdir()
-    folder = Path(__file__).parent
     command = [prepared_python(), "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--config_file", str(CONFIGS / f"{accelerate_config if processes > 1 else 'single_gpu'}.yaml")]
     command += ["--main_process_port", "0", "--dynamo_backend", "no"]
-    command += [str(folder / "distributed_job.py"), str(out), json.dumps(job)]
+    command += [str(JOBS / "distributed_job.py"), str(out), json.dumps(job)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent / "src")]),
+        "PYTHONPATH": PYTHONPATH,
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # ninja, for DeepSpeed
     }

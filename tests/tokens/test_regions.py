@@ -6,9 +6,9 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
+from benchmark_runs import run_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_benchmarks import run_benchmark
 from test_trainer import logs, same_weights
 
 from entropy_trl.analysis.covariance.records import read_records

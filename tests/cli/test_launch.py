@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import JOBS, PYTHONPATH, ROOT
 from prepared_python import prepared_python
 from safetensors.torch import load_file
 from test_distributed import skip_without_deepspeed
@@ -15,8 +16,7 @@ from entropy_trl.saving.manifest import why_incomplete
 from entropy_trl.smoke import tiny_math_policy
 
 
-TESTS = Path(__file__).parent
-CONFIGS = TESTS.parent / "configs"
+CONFIGS = ROOT / "configs"
 #: Files of a checkpoint of 2 processes that show how the run was sharded.
 SHARDS = {
     "single_gpu": ["rng_state.pth", "optimizer.pt"],
@@ -59,10 +59,10 @@ def launch(name, model, out, *arguments):
     command = [prepared_python(), "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml")]
     command += ["--num_processes", "1" if name == "single_gpu" else "2", "--main_process_port", "0"]
-    command += [str(TESTS / "launched_train.py") if name == "fsdp2" else "train.py"]
+    command += [str(JOBS / "launched_train.py") if name == "fsdp2" else "train.py"]
     command += training_arguments(name, model, out)
     done = subprocess.run(
-        [*command, *arguments], cwd=TESTS.parent, env=environment(), capture_output=True, text=True, timeout=400
+        [*command, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Training completed." in done.stdout
@@ -76,7 +76,7 @@ def environment(**variables):
         | {
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")]),
+            "PYTHONPATH": PYTHONPATH,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
         | variables
@@ -143,7 +143,7 @@ def test_two_nodes_under_slurm(model, ddp, tmp_path):
     variables["PATH"] = os.pathsep.join([str(commands), variables["PATH"]])
     for steps in (3, 5):  # the second time as a job that was requeued
         command = ["bash", "examples/slurm.sh", *training_arguments("ddp", model, out), "--max_steps", str(steps)]
-        done = subprocess.run(command, cwd=TESTS.parent, env=variables, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-4000:]
     assert f"Resuming from {out / 'checkpoint-3'}." in done.stdout
     assert (out / "checkpoint-3" / "rollout_rank1.safetensors").is_file()

@@ -1,31 +1,15 @@
 """The benchmarks run from end to end at a tiny size and report figures that can be."""
 
-import importlib.util
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
-
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from benchmark_runs import run_benchmark
 
 
 @pytest.fixture
 def run(monkeypatch):
     return partial(run_benchmark, monkeypatch)
-
-
-def run_benchmark(monkeypatch, name, argv, output):
-    """Run a benchmark's main() and return the JSON that it wrote."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as when the script is started
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    report = module.main([*argv, "--output", str(output)])
-    written = json.loads(output.read_text())
-    assert written == json.loads(json.dumps(report, default=str))
-    return written
 
 
 def test_selection(run, tmp_path, capsys):

@@ -8,9 +8,9 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
+from benchmark_runs import run_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_benchmarks import run_benchmark
 from test_distributed import distance
 from test_distributed import run as run_processes
 from test_trainer import Gradients, logs, same_weights

@@ -1,6 +1,6 @@
 """Trains one rollout in several processes and dumps what travelled between them and what each of them holds.
 
-Run by tests/test_plan.py: `accelerate launch ... plan_job.py OUT JSON`.
+Run by tests/plan/test_plan.py: `accelerate launch ... plan_job.py OUT JSON`.
 """
 
 import json

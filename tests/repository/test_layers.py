@@ -11,7 +11,7 @@ import entropy_trl
 from entropy_trl import CONTROLS, CovGRPOTrainer
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).

@@ -238,7 +238,7 @@ def test_the_command_names_another_run_before_the_model_loads(tmp_path, caplog):
     (tmp_path / "trainer_state.json").write_text("{}")
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "my_notes.txt").touch()
-    config = Path(__file__).parents[1] / "configs" / "smoke" / "dapo_math.yaml"
+    config = Path(__file__).parents[2] / "configs" / "smoke" / "dapo_math.yaml"
     command = ["--config", str(config), "--output_dir", str(tmp_path), "--model_factory", "no.such"]
     assert train_main(command) == 2
     assert f"{tmp_path} already holds another run (model.safetensors, trainer_state.json): this run" in caplog.text

@@ -63,7 +63,8 @@ def prepared_python() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             command = [sys.executable, __file__, str(folder), str(owner)]
-            paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
+            root = Path(__file__).parents[2]
+            paths = [str(folder) for folder in (root / "tests", root / "tests" / "jobs", root / "src")]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(paths),
                 "OMP_NUM_THREADS": "1",

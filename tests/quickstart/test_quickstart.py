@@ -34,7 +34,7 @@ from entropy_trl.quickstart.task import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, is
 from entropy_trl.quickstart.warm_start import draw_batch
 
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "quickstart"
+CONFIGS = Path(__file__).parents[2] / "configs" / "quickstart"
 TINY = ["--warm_start_steps", "20", "--eval_prompts", "8", "--recipe", "short"]
 METRICS = {"final_entropy", "greedy", "avg@16", "pass@4", "pass@16", "seconds"}
 

@@ -11,7 +11,7 @@ from entropy_trl.cli import train_main
 from entropy_trl.smoke import byte_tokenizer
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "src" / "entropy_trl" / "sample_data" / "dapo_math_sample.jsonl"
 FAMILIES = {
     "qwen2.5-7b/grpo": (Qwen2Config, Qwen2ForCausalLM),

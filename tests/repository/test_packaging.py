@@ -18,7 +18,7 @@ from entropy_trl.cli.train_arguments import CovGRPOScriptArguments, TrainParser
 from entropy_trl.recipes import find_recipe
 
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 #: Imported only by what needs them, which names the missing package.
 OPTIONAL = {"matplotlib", "peft", "scipy", "statsmodels", "tensorboard", "vllm", "wandb"}
 

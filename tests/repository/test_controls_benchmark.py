@@ -10,9 +10,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from benchmark_runs import BENCHMARKS
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from test_benchmarks import BENCHMARKS
 
 from entropy_trl import CovGRPOConfig
 from entropy_trl.quickstart import held_out_prompts, task

@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers.utils.hub
+from conftest import PYTHONPATH
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
@@ -35,7 +36,7 @@ from entropy_trl.saving.manifest import why_incomplete
 from entropy_trl.saving.model_card import FIGURE, extend_card
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REPO = "tester/model"
 UPLOAD = "preupload|commit"  # the requests of an upload, as opposed to those that make the repository
 #: A run that is over in half a second. `hub_model_id` without a namespace: it is the token's.
@@ -616,7 +617,7 @@ def client_environment(hub, **variables):
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")]),
+        "PYTHONPATH": PYTHONPATH,
         **variables,
     }
 

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from benchmark_runs import run_benchmark
 from scipy import stats
-from test_benchmarks import run_benchmark
 
 from entropy_trl import cli, token_covariance
 from entropy_trl.analysis import covariance as analysis

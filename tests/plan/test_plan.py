@@ -16,6 +16,7 @@ import pytest
 import torch
 import trl.kernels.chunked_logprob as chunked
 from accelerate.commands.estimate import estimate_training_usage
+from conftest import JOBS, PYTHONPATH
 from prepared_python import prepared_python
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,7 +54,7 @@ from entropy_trl.tokens.covariance import covariance_metrics
 from entropy_trl.tokens.types import TokenBatch
 
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 DATA = Path(__file__).parent / "plan_data"
 #: The sizes that the model cards give; 0.5B counts its tied embedding once.
@@ -451,14 +452,14 @@ def test_generation_reads_weights_and_cache():
 
 
 def launch(out, sharding, **job):
-    """Two real processes of tests/plan_job.py; what the first of them sent and holds."""
+    """Two real processes of tests/jobs/plan_job.py; what the first of them sent and holds."""
     out.mkdir()
     command = [prepared_python(), "-m", "accelerate.commands.launch", "--num_processes", "2", "--dynamo_backend", "no"]
     command += ["--config_file", str(CONFIGS / "accelerate" / f"{sharding}.yaml"), "--main_process_port", "0"]
-    command += [str(Path(__file__).parent / "plan_job.py"), str(out), json.dumps({"model": TINY, **CASE, **job})]
+    command += [str(JOBS / "plan_job.py"), str(out), json.dumps({"model": TINY, **CASE, **job})]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY / "src")]),
+        "PYTHONPATH": PYTHONPATH,
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # ninja, for DeepSpeed
     }

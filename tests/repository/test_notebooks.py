@@ -26,7 +26,7 @@ from entropy_trl.analysis import fit_law, law_points, predict_early, read_run  #
 from entropy_trl.analysis.covariance.records import read_records  # noqa: E402
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 TRAIN, LAW = EXAMPLES / "qwen2_5_cov_grpo.ipynb", EXAMPLES / "entropy_law.ipynb"

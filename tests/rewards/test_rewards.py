@@ -21,7 +21,7 @@ from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 from entropy_trl.rewards import ANSWER_FORMATS, MathReward, accepts_itself, final_answer, math_reward
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENDLESS = "\\boxed{x^{999}}"  # where `endless_workers` is used
 HARD = ("\\boxed{x + 1}", "1 + x")  # right, and a worker is needed to tell
 
@@ -266,7 +266,7 @@ def test_what_is_not_it(solution):
 
 def test_labelled_answers():
     """Answers of public reports and our own: none is wrongly accepted, and none of the right ones is rejected."""
-    text = (ROOT / "tests" / "data" / "answers.jsonl").read_text(encoding="utf-8")
+    text = (ROOT / "tests" / "rewards" / "answers.jsonl").read_text(encoding="utf-8")
     cases = [json.loads(line) for line in text.split("\n") if line]
     columns = [[case[name] for case in cases] for name in ("completion", "solution", "answer_format")]
     rewards = math_reward(*columns)
@@ -353,7 +353,7 @@ def test_accepts_itself(solution, answer_format, expected):
     assert accepts_itself(solution, answer_format) is expected
 
 
-@pytest.mark.parametrize("path", ["tests/data/answers.jsonl", "src/entropy_trl/sample_data/dapo_math_sample.jsonl"])
+@pytest.mark.parametrize("path", ["tests/rewards/answers.jsonl", "src/entropy_trl/sample_data/dapo_math_sample.jsonl"])
 def test_every_reference_accepts_itself(path):
     rows = [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").split("\n") if line]
     references = {row["solution"] if "solution" in row else row["reward_model"]["ground_truth"] for row in rows}

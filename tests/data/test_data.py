@@ -26,7 +26,7 @@ from entropy_trl.smoke import byte_tokenizer, dapo_math_sample
 from entropy_trl.templates import TEMPLATES
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke" / "dapo_math.yaml"
 SAMPLE = ROOT / "src" / "entropy_trl" / "sample_data" / "dapo_math_sample.jsonl"
 UPSTREAM = {

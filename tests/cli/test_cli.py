@@ -27,7 +27,7 @@ from entropy_trl.cli.parser import one_spelling
 from entropy_trl.saving.manifest import Layout, write_manifest
 
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SMOKE = str(REPOSITORY / "configs" / "smoke" / "dapo_math.yaml")
 CLIP_COV = ["--entropy_control", "clip_cov", "--entropy_control_kwargs", '{"fraction": 0.05, "cov_low": 0.1}']
 SAVED = {
@@ -38,7 +38,7 @@ SAVED = {
     "README.md",
     "trainer_state.json",
 }
-PLANNED = REPOSITORY / "tests" / "plan_data" / "qwen2.5-0.5b.json"
+PLANNED = REPOSITORY / "tests" / "plan" / "plan_data" / "qwen2.5-0.5b.json"
 SAMPLE = str(REPOSITORY / "src" / "entropy_trl" / "sample_data" / "dapo_math_sample.jsonl")
 
 
@@ -541,7 +541,7 @@ def test_a_reader_that_has_seen_enough():
     """The end of a pipe, such as that of `head`, is no error."""
     code = "import os, sys, entropy_trl.cli as c; os.close(0); r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
     code += f"sys.exit(c.main(['plan', '--gpus', '1', '--config', {SMOKE!r}, '--model_config', sys.argv[1]]))"
-    result = run_python("-c", code, str(REPOSITORY / "tests" / "plan_data" / "qwen2.5-0.5b.json"))
+    result = run_python("-c", code, str(REPOSITORY / "tests" / "plan" / "plan_data" / "qwen2.5-0.5b.json"))
     assert (result.returncode, result.stderr.strip()) == (141, "")
 
 
