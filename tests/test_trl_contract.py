@@ -38,6 +38,8 @@ METHODS = {
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_load_best_model": (),
     "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_load_rng_state": ("checkpoint",),
+    "_run_epoch": (),
     "_get_output_dir": ("trial",),
     "_get_learning_rate": (),
     "_push_from_checkpoint": ("checkpoint_folder",),

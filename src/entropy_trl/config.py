@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from entropy_trl.config_checks import check_numbers
+from entropy_trl.config_checks import check_config
 from entropy_trl.controls import CONTROLS, Chain, EntropyControl, build_control, describe_control, nearest
 from entropy_trl.controls.base import CLIP_RANGE
 from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
@@ -164,7 +164,7 @@ class CovGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        check_numbers(self)
+        check_config(self)
         super().__post_init__()
         if str(self.entropy_control).lower() in ("none", "null", "false"):  # YAML reads `off` as False
             self.entropy_control = None

@@ -2,45 +2,94 @@
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
-#: Counts, which are at least 1 where they are given.
-_COUNTS = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "generation_batch_size",
-    "steps_per_generation",
-    "num_generations",
-    "num_iterations",
-    "max_completion_length",
-    "vllm_tensor_parallel_size",
-    "vllm_max_model_length",
-)
 _VLLM_MODES = ("server", "colocate")
 
 
-def check_numbers(config: Any) -> None:
-    """Check the numbers that decide what a rollout and a step are.
+@dataclass(frozen=True)
+class Range:
+    """The values that an option may have: from `low`, which is one of them if `closed`, to `high`."""
+
+    low: float
+    why: str
+    closed: bool = True
+    high: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.closed else value > self.low
+        return above and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"must lie in {'[' if self.closed else '('}{self.low:g}, {self.high:g}]"
+        return f"must be {'at least' if self.closed else 'above'} {self.low:g}"
+
+
+_COUNT = "it counts completions"
+_RANGES = {
+    "learning_rate": Range(0, "a negative one raises the loss"),
+    "temperature": Range(0, "the logits are divided by it", closed=False),
+    "top_p": Range(0, "it is a share of the probability", closed=False, high=1),
+    "repetition_penalty": Range(0, "the logits are divided by it", closed=False),
+    "per_device_train_batch_size": Range(1, _COUNT),
+    "per_device_eval_batch_size": Range(1, _COUNT),
+    "generation_batch_size": Range(1, _COUNT),
+    "num_generations": Range(2, "an advantage compares the completions of a prompt"),
+    "num_generations_eval": Range(1, _COUNT),
+    "gradient_accumulation_steps": Range(1, "it counts micro-batches"),
+    "steps_per_generation": Range(1, "it counts micro-batches"),
+    "num_iterations": Range(1, "it counts the passes over a rollout"),
+    "max_completion_length": Range(1, "it counts tokens"),
+    "max_prompt_length": Range(1, "it counts tokens"),
+    "num_train_epochs": Range(0, "it counts passes over the data", closed=False),
+    "beta": Range(0, "a negative one rewards distance from the reference"),
+    "weight_decay": Range(0, "a negative one lets the weights grow"),
+    "max_grad_norm": Range(0, "it is a norm"),
+    "warmup_steps": Range(0, "it counts steps"),
+    "adam_beta1": Range(0, "it is a share", high=1),
+    "adam_beta2": Range(0, "it is a share", high=1),
+    "adam_epsilon": Range(0, "it is added to a root"),
+    "logging_steps": Range(0, "it counts steps"),
+    "save_steps": Range(0, "it counts steps"),
+    "eval_steps": Range(0, "it counts steps"),
+    "dataloader_num_workers": Range(0, "it counts processes"),
+    "vllm_gpu_memory_utilization": Range(0, "it is a share of the memory", closed=False, high=1),
+    "vllm_tensor_parallel_size": Range(1, "it counts GPUs"),
+    "vllm_max_model_length": Range(1, "it counts tokens"),
+}
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Refuse numbers of a training configuration that no run can mean.
 
     Args:
-        config (`GRPOConfig`): before its own `__post_init__`, which divides by some of them.
+        values (`Mapping[str, Any]`): options by name. Those without a known range are left alone.
 
     Raises:
-        ValueError: a count is below 1, or a share or a coefficient is outside its range or not finite.
+        ValueError: a number is out of its range; in one line.
     """
-    for name in _COUNTS:
-        value = getattr(config, name)
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    share = config.vllm_gpu_memory_utilization
-    if not 0 < share <= 1:
-        raise ValueError(f"`vllm_gpu_memory_utilization` is a share of a GPU and must lie in (0, 1], got {share:g}.")
-    if not 0 <= config.beta < math.inf:
-        raise ValueError(f"`beta` must be finite and not negative, got {config.beta:g}.")
-    if not 0 < config.temperature < math.inf:
-        raise ValueError(f"`temperature` must be positive and finite, got {config.temperature:g}.")
+    for name, value in values.items():
+        if name in _RANGES and isinstance(value, (int, float)) and value not in _RANGES[name]:
+            allowed = _RANGES[name]
+            finite = "" if math.isfinite(value) else " and finite"
+            raise ValueError(f"`{name}` {allowed}{finite}, got {value:g}: {allowed.why}.")
+
+
+def check_config(config: Any) -> None:
+    """Check what TRL believes, or divides by, without a look.
+
+    Args:
+        config (`GRPOConfig`): before its own `__post_init__`.
+
+    Raises:
+        ValueError: a number is out of its range, vLLM's mode is unknown, or the DeepSpeed file is damaged.
+    """
+    check_numbers(vars(config))
     if config.vllm_mode not in _VLLM_MODES:
         raise ValueError(f"Unknown `vllm_mode` {config.vllm_mode!r}. Valid: {', '.join(map(repr, _VLLM_MODES))}.")
     if isinstance(config.deepspeed, str) and Path(config.deepspeed).is_file():

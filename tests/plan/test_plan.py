@@ -683,7 +683,11 @@ def test_json(capsys):
         (("--gpus", "0"), "--gpus"),
         (("--load_in_4bit", "true"), "load_in_4bit"),
         (("--accelerate_config", str(CONFIGS / "accelerate" / "single_gpu.yaml")), "one process"),
-        *((("--" + name, "0"), f"`{name}` must be at least 1, got 0") for name in config_checks._COUNTS),
+        *(
+            (("--" + name, str(limits.low - 1)), f"`{name}` must be at least {limits.low}, got {limits.low - 1}")
+            for name, limits in config_checks._RANGES.items()
+            if limits.low > 0
+        ),
         (("--num_iterations", "-3"), "`num_iterations` must be at least 1, got -3"),
         (("--max_completion_length", "1000000000000000"), "cannot be planned with these lengths"),
         (("--max_completion_length", "9" * 30), "cannot be planned with these lengths"),
@@ -692,8 +696,8 @@ def test_json(capsys):
             for share in ("nan", "-1", "0", "1.5", "inf")
         ),
         (("--vllm_mode", "none"), "Unknown `vllm_mode` 'none'"),
-        *((("--beta", beta), "`beta` must be finite") for beta in ("nan", "-1", "inf")),
-        *((("--temperature", value), "`temperature` must be positive") for value in ("nan", "0")),
+        *((("--beta", beta), "`beta` must be at least 0") for beta in ("nan", "-1", "inf")),
+        *((("--temperature", value), "`temperature` must be above 0") for value in ("nan", "0")),
         (("--gpu_memory", "1e308"), "must lie between"),
         (("--hbm_bandwidth", "1e-320"), "must lie between"),
     ],

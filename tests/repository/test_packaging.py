@@ -112,7 +112,7 @@ def test_every_package_that_is_imported_is_declared(wheel):
     distributions = importlib.metadata.packages_distributions()
     modules = set(imported_modules()) - set(sys.stdlib_module_names) - {"entropy_trl"}
     used = {canonicalize_name(name) for module in modules for name in distributions.get(module, [module])}
-    assert {"torch", "trl", "math-verify", "pyyaml"} <= used  # or the search finds nothing
+    assert {"torch", "trl", "pyyaml"} <= used  # or the search finds nothing
     assert used - OPTIONAL <= always
     assert used <= any_extra
     constraints = (REPOSITORY / "constraints.txt").read_text().splitlines()

@@ -1,9 +1,7 @@
 """What the command line refuses before any work: numbers out of range, and paths that nothing can be written to."""
 
 import argparse
-import math
 import os
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,77 +15,15 @@ if TYPE_CHECKING:
     from entropy_trl.config import CovGRPOConfig
 
 
-@dataclass(frozen=True)
-class Range:
-    """The values that an option may have: from `low`, which is one of them if `closed`, to `high`."""
-
-    low: float
-    why: str
-    closed: bool = True
-    high: float = math.inf
-
-    def __contains__(self, value: float) -> bool:
-        above = value >= self.low if self.closed else value > self.low
-        return above and value <= self.high and math.isfinite(value)
-
-    def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"lie in {'[' if self.closed else '('}{self.low:g}, {self.high:g}]"
-        if self.closed:
-            return f"be finite and at least {self.low:g}"
-        return f"be finite and above {self.low:g}"
-
-
-_COUNT = "it counts completions"
-_RANGES = {
-    "learning_rate": Range(0, "a negative one raises the loss"),
-    "temperature": Range(0, "the logits are divided by it", closed=False),
-    "top_p": Range(0, "it is a share of the probability", closed=False, high=1),
-    "repetition_penalty": Range(0, "the logits are divided by it", closed=False),
-    "per_device_train_batch_size": Range(1, _COUNT),
-    "per_device_eval_batch_size": Range(1, _COUNT),
-    "generation_batch_size": Range(1, _COUNT),
-    "num_generations": Range(2, "an advantage compares the completions of a prompt"),
-    "num_generations_eval": Range(1, _COUNT),
-    "gradient_accumulation_steps": Range(1, "it counts micro-batches"),
-    "steps_per_generation": Range(1, "it counts micro-batches"),
-    "num_iterations": Range(1, "it counts the passes over a rollout"),
-    "max_completion_length": Range(1, "it counts tokens"),
-    "max_prompt_length": Range(1, "it counts tokens"),
-    "num_train_epochs": Range(0, "it counts passes over the data", closed=False),
-    "beta": Range(0, "a negative one rewards distance from the reference"),
-    "weight_decay": Range(0, "a negative one lets the weights grow"),
-    "max_grad_norm": Range(0, "it is a norm"),
-    "warmup_steps": Range(0, "it counts steps"),
-    "adam_beta1": Range(0, "it is a share", high=1),
-    "adam_beta2": Range(0, "it is a share", high=1),
-    "adam_epsilon": Range(0, "it is added to a root"),
-    "logging_steps": Range(0, "it counts steps"),
-    "save_steps": Range(0, "it counts steps"),
-    "eval_steps": Range(0, "it counts steps"),
-    "save_total_limit": Range(1, "it counts checkpoints"),
-    "dataloader_num_workers": Range(0, "it counts processes"),
-    "max_bad_rows": Range(0, "it is a share of the rows", high=1),
-    "overlap_threshold": Range(0, "it is a share of 13-grams", high=1),
-    "vllm_gpu_memory_utilization": Range(0, "it is a share of the memory", closed=False, high=1),
-    "vllm_tensor_parallel_size": Range(1, "it counts GPUs"),
-}
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse numbers of a training configuration that no run can mean.
+def check_max_steps(steps: int) -> None:
+    """Refuse a number of steps that transformers takes for "go by epochs".
 
     Raises:
-        ValueError: a number is out of its range; in one line.
+        ValueError: it is below 1, and not the default, -1.
     """
-    for name, value in vars(options).items():
-        if name in _RANGES and isinstance(value, (int, float)) and value not in _RANGES[name]:
-            allowed = _RANGES[name]
-            raise ValueError(f"--{name} must {allowed}, got {value:g}: {allowed.why}.")
-    steps = options.max_steps
     if steps != -1 and steps < 1:
         raise ValueError(
-            f"--max_steps must be at least 1, got {steps}: training would go by --num_train_epochs instead. "
+            f"`max_steps` must be at least 1, got {steps}: training would go by num_train_epochs instead. "
             "Leave it out to train by epochs."
         )
 

@@ -9,8 +9,9 @@ from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
 
-from entropy_trl.cli.checks import check_numbers, check_sources
+from entropy_trl.cli.checks import check_max_steps, check_sources
 from entropy_trl.cli.parser import one_spelling
+from entropy_trl.config_checks import check_numbers
 from entropy_trl.data.options import RowOptions
 from entropy_trl.recipes import find_recipe, recipe_names
 from entropy_trl.templates import TEMPLATES
@@ -184,7 +185,8 @@ class TrainParser(TrlParser):
         # Before the dataclasses are made: TrainingArguments fails over some of this, with other words.
         if self._needs_sources:
             check_sources(namespace)
-        check_numbers(namespace)
+        check_numbers(vars(namespace))
+        check_max_steps(namespace.max_steps)
         return namespace, []
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:

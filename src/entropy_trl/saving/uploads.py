@@ -4,7 +4,7 @@ What goes wrong at the Hub is a warning. Only what the user alone can put right 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ def _without_growing_files() -> Iterator[None]:
     api = hf_api()
     upload_folder = api.upload_folder
 
-    def upload_less(*, ignore_patterns: list[str], **options: Any) -> Any:
+    def upload_less(*, ignore_patterns: Sequence[str] = (), **options: Any) -> Any:
         return upload_folder(ignore_patterns=[*ignore_patterns, *GROWING], **options)
 
     vars(api)["upload_folder"] = upload_less  # of this object, in front of the method of its class
