@@ -386,7 +386,7 @@ def test_a_missing_package_names_our_extra(capsys):
         (["law", "runs", "--json", "no/results.json"], "--json: 'no/results.json' cannot be written"),
         (["law", "runs", "--json", "runs"], "--json: 'runs' is a folder"),
         (["covariance", "runs", "--html", "a_file/page.html"], "--html: 'a_file/page.html' cannot be written"),
-        (["report", f"{REPOSITORY}/tests/law_data", "--output", "a_file"], "'a_file'"),
+        (["report", f"{REPOSITORY}/tests/analysis/law_data", "--output", "a_file"], "'a_file'"),
         (["law"], "required: [NAME=]RUN"),
     ],
 )

@@ -182,6 +182,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, program
         sys.argv, sys.path = arguments[1:], ["", *paths, *library]
         if arguments[1] in LAUNCHERS:
             sys.executable = program
+        sys.modules.pop(arguments[1], None)  # runpy warns of a module that is imported already
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     elif arguments[0] == "-c":
         sys.argv, sys.path = ["-c", *arguments[2:]], ["", *paths, *library]

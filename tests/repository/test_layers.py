@@ -102,7 +102,7 @@ def test_a_control_has_a_file_a_test_a_config_and_a_doc(name):
     assert CONTROLS[name].__name__ in entropy_trl.__all__
     assert (ROOT / "configs" / "quickstart" / f"{name}.yaml").exists()
     assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text()
-    assert any(f"def test_{name}" in p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    assert any(f"def test_{name}" in p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
 
 
 def test_every_public_name_is_documented():

@@ -23,13 +23,13 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
 from peft import LoraConfig, PeftModel
-from prepared_python import prepared_python
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 import entropy_trl.saving.hub
 from entropy_trl import CovGRPOTrainer, __version__, cli
 from entropy_trl.analysis.law import fit_law
+from entropy_trl.cli.train import NOT_PUSHED
 from entropy_trl.quickstart.task import build_model
 from entropy_trl.saving.hub import PushMistake, Uploads
 from entropy_trl.saving.manifest import why_incomplete
@@ -632,7 +632,7 @@ def train_arguments(out):
 
 
 def launch_two(hub, out):
-    command = [prepared_python(), "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
     command += ["--num_processes", "2", "--main_process_port", "0", "train.py", *train_arguments(out)]
     return subprocess.run(
         command,
@@ -679,7 +679,7 @@ def test_train_command(hub, tmp_path, capsys, monkeypatch):
     assert [message for message, _ in repository.commits].count("End of training") == 1
 
     hub.fail(UPLOAD, 401)
-    assert cli.train_main(train_arguments(tmp_path / "failed")) == cli.NOT_PUSHED == 3
+    assert cli.train_main(train_arguments(tmp_path / "failed")) == NOT_PUSHED == 3
     out = capsys.readouterr().out
     assert f"Model saved to {tmp_path / 'failed'}." in out
     assert "Model pushed" not in out
