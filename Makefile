@@ -4,6 +4,7 @@
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
 #   make test                                 the tests, on all cores: what runs without a GPU, DeepSpeed and vLLM
 #   make test PYTEST_ARGS="-k NAME"           the same with other arguments of pytest, here in one process
+#   make coverage                             the same tests, with the lines of the package that no test reaches
 #   make test-slow                            more cases of several processes, 5 minutes
 #   make test-trl                             the tests that depend on TRL, with each supported version of it
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
@@ -32,7 +33,7 @@ STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-trl test-distributed test-vllm quality workflows style gpu-check clean
+.PHONY: help install quickstart test coverage test-slow test-trl test-distributed test-vllm quality workflows style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -50,6 +51,10 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not slow" $(PARALLEL)
+
+# What runs in processes that tests launch is not counted: the figure is a lower bound.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow" --cov --cov-report=term-missing:skip-covered $(PARALLEL)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL)

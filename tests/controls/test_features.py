@@ -218,8 +218,11 @@ REAL_RUNS = {
 }
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-@pytest.mark.parametrize("pool", ["step", "micro_batch"])
+# The others do the same in both pools: they have none.
+POOLS = [(name, pool) for name, control in CONTROLS.items() for pool in ("step", "micro_batch")[: 1 + control.needs_pool]]
+
+
+@pytest.mark.parametrize(("control", "pool"), POOLS)
 @pytest.mark.parametrize("feature", REAL_RUNS)
 def test_real_run(make_trainer, control, pool, feature):
     config, other = REAL_RUNS[feature]()
