@@ -2,8 +2,9 @@
 # constraints.txt, and made again when setup.cfg, pyproject.toml or constraints.txt change.
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
-#   make test                                 the tests: what runs without a GPU, DeepSpeed and vLLM
-#   make test PYTEST_ARGS="-n N --dist loadfile"           the same on N cores
+#   make test                                 the tests, on all cores: what runs without a GPU, DeepSpeed and vLLM
+#   make test PYTEST_ARGS="-k NAME"           the same with other arguments of pytest, here in one process
+#   make coverage                             the same tests, with the lines of the package that no test reaches
 #   make test-slow                            more cases of several processes, 5 minutes
 #   make test-trl                             the tests that depend on TRL, with each supported version of it
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
@@ -24,12 +25,15 @@ QUICKSTART_ARGS ?=
 GPU_PYTHON ?=
 TRL_VERSIONS ?= 1.13.0 1.14.2 1.15.0 1.16.0
 
+# A file's tests stay in one process: they share its fixtures.
+PARALLEL := $(or $(PYTEST_ARGS),-n auto --dist loadfile)
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-trl test-distributed test-vllm quality workflows style gpu-check clean
+.PHONY: help install quickstart test coverage test-slow test-trl test-distributed test-vllm quality workflows style gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -46,10 +50,14 @@ quickstart: $(STAMP)
 	$(BIN)/entropy-trl quickstart $(QUICKSTART_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PARALLEL)
+
+# What runs in processes that tests launch is not counted: the figure is a lower bound.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow" --cov --cov-report=term-missing:skip-covered $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL)
 
 TRL_TESTS := $(addprefix tests/,test_trl_compat.py test_trl_contract.py test_parity.py test_trainer.py) \
 	tests/rollout/test_sampling.py tests/saving/test_resume.py
@@ -68,7 +76,7 @@ test-trl: $(TRL_VERSIONS:%=test-trl-%)
 
 test-trl-%: .venv-trl/%/.installed
 	@echo "TRL $*:"; test "$$(.venv-trl/$*/bin/python -c 'from importlib.metadata import version; print(version("trl"))')" = $*
-	.venv-trl/$*/bin/python -m pytest $(TRL_TESTS) $(PYTEST_ARGS)
+	.venv-trl/$*/bin/python -m pytest $(TRL_TESTS) $(PARALLEL)
 
 test-distributed: $(STAMP)
 	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def digit_reward(completions, **kwargs):
 def untrained_policy():
     """A model factory for the command line."""
     return build_model(seed=0), build_tokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """Take what is imported out of garbage collections.
+
+    Each training asks for a collection, which would look at all objects of torch and TRL: longer than a tiny training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

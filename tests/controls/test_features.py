@@ -127,6 +127,23 @@ def test_gradient_matches_the_oracle_or_is_refused(
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
 
 
+def test_a_sequence_that_the_loss_leaves_out_has_no_penalty(make_trainer, set_forward, loss_inputs):
+    logps, inputs = loss_inputs()
+    inputs["advantages"] = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    options = {"entropy_control": "kl_cov", "entropy_control_kwargs": {"fraction": 1.0}, "epsilon": 0.2}
+    gradients = []
+    for masked in (False, True):
+        trainer = make_trainer(**options, off_policy_mask_threshold=0.0 if masked else None)
+        set_forward(logps)
+        trainer.model.train()
+        gradients += torch.autograd.grad(trainer._compute_loss(trainer.model, inputs), logps)
+    drift = ((inputs["old_per_token_logps"] - logps.detach()) * inputs["completion_mask"]).sum(1)
+    left_out = (drift > 0) & (inputs["advantages"] < 0)
+    assert 0 < left_out.sum() < 4
+    assert gradients[0][left_out].count_nonzero() > 0 == gradients[1][left_out].count_nonzero()
+    assert torch.equal(gradients[0][~left_out], gradients[1][~left_out])
+
+
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("adaptive", [False, True], ids=["entropy bonus", "adaptive entropy"])
 def test_entropy_bonus_is_added_untouched(make_trainer, set_forward, loss_inputs, control, adaptive):
@@ -218,8 +235,12 @@ REAL_RUNS = {
 }
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-@pytest.mark.parametrize("pool", ["step", "micro_batch"])
+# The others do the same in both pools: they have none.
+POOLS = [(name, "step") for name in CONTROLS]
+POOLS += [(name, "micro_batch") for name, control in CONTROLS.items() if control.needs_pool]
+
+
+@pytest.mark.parametrize(("control", "pool"), POOLS)
 @pytest.mark.parametrize("feature", REAL_RUNS)
 def test_real_run(make_trainer, control, pool, feature):
     config, other = REAL_RUNS[feature]()

@@ -379,6 +379,21 @@ def test_features_of_trls_loss(make_trainer, make_config, set_forward, loss_inpu
 # The states
 
 
+@pytest.mark.parametrize(("k", "highest"), [(0.0, 2.5), (0.25, 2.75)])
+def test_targeted_clip_higher_bounds_at_the_published_epsilon(k, highest):
+    ratios = torch.tensor([[highest - 0.01, highest + 0.01, 0.41, 0.39]], dtype=torch.float64)
+    batch = TokenBatch(
+        logps=ratios.log(),
+        old_logps=torch.zeros_like(ratios),
+        advantages=torch.tensor([[1.0, 1.0, -1.0, -1.0]]),
+        mask=torch.ones(1, 4, dtype=torch.bool),
+        state={"k": k},
+    )
+    control = build_control("targeted_clip_higher", {})
+    edit = control.edit(batch, torch.zeros_like(batch.mask))
+    assert edit.advantages.tolist() == [[1.0, 0.0, -1.0, 0.0]]
+
+
 def test_targeted_clip_higher_state():
     control = TargetedClipHigher(delta=0.25, k_max=0.6, entropy_target=0.3)
     state, ks = control.initial_state(), []

@@ -4,13 +4,17 @@ Imports take most of the time of a launched test. `prepared_python()` is the pat
 of `python`. It asks a server, which has done the imports, to fork. The new process gets the caller's arguments,
 environment, folder and standard streams. Signals reach it, and its end is the program's end. It is a process like any
 other: only its imports are older. The first test that wants one starts the server. The processes of pytest-xdist share
-it, and it ends with the test run.
+it. It ends with the test run, also with a killed one: it ends what it started and deletes its folder. It takes 0.5 GB,
+which the processes share until they write.
 
-A test of what happens at import, or of what is imported, needs `sys.executable`.
+A test of what happens at import, or of what is imported, needs `sys.executable`. So do programs that read a setting
+when they are imported: trackio its folder, pandas whether it is in a notebook.
 """
 
 import array
 import atexit
+import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -18,6 +22,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,10 +34,14 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 
 MODULES = ("accelerate.commands.launch", "torch.distributed.run", "peft", "trl", "conftest", "entropy_trl.cli")
 #: What starts processes of its own with `sys.executable`: they shall be prepared as well.
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run")
+
+PR_SET_PDEATHSIG = 1
 
 CLIENT = """#!{python} -SE
 import array, json, os, signal, socket, sys
@@ -44,7 +53,10 @@ server.sendmsg([len(request).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SC
 server.sendall(request)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
-status = int.from_bytes(server.recv(4), "big", signed=True)
+answer = server.recv(4)
+if not answer:
+    sys.exit("The server of prepared processes ended during " + repr(sys.argv[1:]))
+status = int.from_bytes(answer, "big", signed=True)
 if status < 0:
     signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
     os.kill(os.getpid(), -status)
@@ -57,22 +69,28 @@ def prepared_python() -> str:
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "alone")
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     folder = Path(tempfile.gettempdir()) / f"prepared-python-{owner}-{run[:8]}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{folder} belongs to another user: its programs may not be run. Set TMPDIR.")
     program = folder / "python"
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            command = [sys.executable, __file__, str(folder), str(owner)]
+        if not _answers(folder):  # none yet, or it was killed
+            for name in ("python", "socket"):
+                (folder / name).unlink(missing_ok=True)
+            command = [sys.executable, __file__, str(folder), str(owner), *MODULES]
             root = Path(__file__).parents[2]
             paths = [str(folder) for folder in (root / "tests", root / "tests" / "jobs", root / "src")]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(paths),
                 "OMP_NUM_THREADS": "1",
                 "TRL_EXPERIMENTAL_SILENCE": "1",
-                "ARROW_DEFAULT_MEMORY_POOL": "system",  # pyarrow's own allocator has a thread, which a fork would lose
+                "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator; a fork would lose the thread
             }
             log = open(folder / "log", "w")  # noqa: SIM115 (the server's)
-            server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            server = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
             while not program.exists():
                 if server.poll() is not None:
                     raise RuntimeError(f"The server of prepared processes ended: {(folder / 'log').read_text()}")
@@ -80,11 +98,16 @@ def prepared_python() -> str:
     return str(program)
 
 
+def _answers(folder: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(folder / "socket")) == 0
+
+
 class Server:
     """Forks a process for each connection, and tells the connection how it ended."""
 
     def __init__(self, folder: Path, owner: int):
-        self.owner, self.processes = owner, {}
+        self.owner, self.processes = psutil.Process(owner), {}
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(folder / "socket"))
         self.listener.listen(64)
@@ -107,7 +130,7 @@ class Server:
 
     def serve(self) -> list | None:
         """In the server: work until the owner ends, then None. In a new process: its request."""
-        while _is_alive(self.owner):
+        while self.owner.is_running() and self.owner.status() != psutil.STATUS_ZOMBIE:
             for key, _ in self.selector.select(timeout=1):
                 if key.fileobj is self.listener:
                     if request := self._fork(self.listener.accept()[0]):
@@ -119,14 +142,21 @@ class Server:
             self._reap()
         for pid in self.processes.values():
             os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.program.parent)
         return None
 
     def _fork(self, connection: socket.socket) -> list | None:
         size, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(3 * 4))
-        streams = array.array("i", ancillary[0][2])
-        data = bytearray()
-        while len(data) < int.from_bytes(size, "big"):
-            data += connection.recv(1 << 20)
+        streams = array.array("i", ancillary[0][2] if ancillary else [])
+        data, chunk = bytearray(), size
+        while chunk and len(data) < int.from_bytes(size, "big"):
+            chunk = connection.recv(1 << 20)
+            data += chunk
+        if not chunk:  # a probe, or a caller that was killed
+            for stream in streams:
+                os.close(stream)
+            connection.close()
+            return None
         pid = os.fork()
         if pid:
             for stream in streams:
@@ -134,6 +164,8 @@ class Server:
             self.processes[connection] = pid
             self.selector.register(connection, selectors.EVENT_READ)
             return None
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it does not outlive a killed server
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self.selector.close()
@@ -145,7 +177,10 @@ class Server:
         return json.loads(data)
 
     def _signal(self, connection: socket.socket) -> None:
-        numbers = connection.recv(16)
+        try:
+            numbers = connection.recv(16)
+        except ConnectionResetError:
+            numbers = b""
         for number in numbers or [signal.SIGKILL]:  # the caller was killed
             os.kill(self.processes[connection], number)
         if not numbers:
@@ -158,16 +193,9 @@ class Server:
                 del self.processes[connection]
                 if connection in self.selector.get_map():
                     self.selector.unregister(connection)
-                    connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the caller was killed just now
+                        connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
                 connection.close()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _run(arguments: list[str], environment: dict[str, str], folder: str, program: str, library: list[str]) -> None:
@@ -220,9 +248,11 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def main(folder: Path, owner: int) -> None:
-    for module in MODULES:
+def main(folder: Path, owner: int, modules: list[str]) -> None:
+    for module in modules:
         importlib.import_module(module)
+    if psutil.Process().num_threads() > 1:
+        raise RuntimeError("An import has started a thread: a fork would lose it. Find its switch.")
     gc.collect()
     gc.freeze()  # so that no collection touches, and copies, what the processes share
     ours = {str(Path(__file__).parent), *os.environ["PYTHONPATH"].split(os.pathsep)}
@@ -235,4 +265,4 @@ def main(folder: Path, owner: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

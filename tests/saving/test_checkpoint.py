@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -255,6 +255,14 @@ def test_damage_that_keeps_the_size_is_found(checkpoints, name, damage):
         checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
 
 
+def test_a_changed_value_of_a_manifest_is_found(checkpoints):
+    checkpoint = checkpoints(2, complete=(2,)) / "checkpoint-2"
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest["layout"]["processes"] += 1
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    assert why_incomplete(checkpoint) == "its manifest.json is damaged (its checksum is another one)"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -262,7 +270,8 @@ def test_damage_that_keeps_the_size_is_found(checkpoints, name, damage):
         "[]",
         "7",
         '{"files": []}',
-        '{"files": {"../x": 1}, "layout": {}, "inside_rollout": false}',
+        json.dumps({"files": {"../x": 1}, "layout": asdict(LAYOUT), "inside_rollout": False}),
+        json.dumps({"files": {"/etc/x": 1}, "layout": asdict(LAYOUT), "inside_rollout": False}),
         "\xff",
     ],
 )

@@ -61,7 +61,9 @@ def test_row_order_does_not_matter():
 def test_equal_advantages_give_exactly_zero(value, per_token):
     logps, advantages, mask = random_pool(3, rows=97, per_token=per_token)
     advantages = torch.full_like(advantages, value).float()
-    assert token_covariance(logps.float(), advantages, mask).count_nonzero() == 0
+    for of_no_token in (value, -9.7, float("nan")):
+        mask[5], advantages[5] = False, of_no_token
+        assert token_covariance(logps.float(), advantages, mask).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("valid", [0, 1])

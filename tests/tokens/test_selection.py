@@ -59,6 +59,10 @@ def test_a_misleading_sample_does_not_cost_exactness():
     scores[1::16] = torch.arange(1.0, size // 16 + 1)
     marked = top_k_mask(scores.view(4, -1), torch.ones(4, size // 4, dtype=torch.bool), 10).flatten()
     assert sorted(scores[marked].tolist()) == [float(size // 16 - i) for i in range(9, -1, -1)]
+    # The sample sees the high scores alone: far fewer lie above its bound than it expects.
+    scores = torch.arange(float(size)) + size * (torch.arange(size) % 16 == 0)
+    marked = top_k_mask(scores.view(4, -1), torch.ones(4, size // 4, dtype=torch.bool), 50_000).flatten()
+    assert torch.equal(marked, scores >= scores.sort(descending=True).values[49_999])
 
 
 def test_draw_is_a_function_of_seed_row_and_position_alone():
