@@ -3,10 +3,12 @@
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
+from numbers import Number as AnyNumber
 from typing import Any
 
-from entropy_trl.data.dropped import INEXACT, NO_ANSWER, NO_RESULT, NOT_ACCEPTED, STRUCTURE
+from entropy_trl.data.dropped import INEXACT, NO_ANSWER, NO_RESULT, NOT_ACCEPTED, NOT_TEXT, STRUCTURE
 from entropy_trl.data.structures import Number, parsed
 from entropy_trl.rewards import accepts_itself, final_answer
 from entropy_trl.rewards.equality import LONGEST
@@ -54,6 +56,10 @@ def read_answer(answer: Any) -> tuple[str, str]:
         return "", STRUCTURE if answer else NO_ANSWER
     if isinstance(answer, float):
         return _float(answer)
+    if not isinstance(answer, str | AnyNumber):
+        return "", NOT_TEXT  # the date 2024-01-05 would be read as 2018
+    if isinstance(answer, Decimal):
+        return _decimal(answer)
     text = str(answer).rsplit("####", maxsplit=1)[-1].strip(_INVISIBLE).strip()
     if "\\boxed" in text or "\\fbox" in text or "</answer>" in text:
         text = final_answer(text)
@@ -91,6 +97,18 @@ def _float(value: float) -> tuple[str, str]:
     if abs(value) >= _EXACT and len(digits) > _SURE_DIGITS:
         return "", INEXACT
     return repr(value), ""
+
+
+def _decimal(value: Decimal) -> tuple[str, str]:
+    """The text of a number in a column of decimals, which has as many decimals for each row."""
+    if not value.is_finite():
+        return "", NO_RESULT
+    return (str(int(value)) if value == value.to_integral_value() else f"{value:f}".rstrip("0")), ""
+
+
+def number_text(value: Any) -> Any:
+    """Return a number as a text, "" for a missing one; anything else as it is."""
+    return value if isinstance(value, bool) or not isinstance(value, AnyNumber) else read_answer(value)[0]
 
 
 def refusal(answer: str, answer_format: str) -> str:
