@@ -318,6 +318,25 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, control):
         )
 
 
+@pytest.mark.parametrize("checkpoint", [2, 4, 5])
+def test_prompts_that_draw_random_numbers_resume(make, tmp_path, caplog, checkpoint):
+    """Also those that were read and put back before the checkpoint."""
+
+    def reverse(batch):
+        return {"prompt": [prompt if torch.rand(1).item() < 0.5 else prompt[::-1] for prompt in batch["prompt"]]}
+
+    ends = []
+    for choice in (None, str(tmp_path / "out" / f"checkpoint-{checkpoint}")):
+        trainer = make(max_steps=6, entropy_control="kl_cov", save_strategy="steps", save_steps=1)
+        trainer.train_dataset = trainer._prompt_stream.dataset = build_dataset(16).with_transform(reverse)
+        rollouts = train_recorded(trainer, resume_from_checkpoint=choice)
+        ends.append([[row["prompt"] for row in rollout["rows"]] for rollout in rollouts])
+        ends[-1].append([parameter.tolist() for parameter in trainer.model.parameters()])
+        assert trainer._prompt_stream.position < sum(logs(trainer, "dynamic_sampling/prompts"))  # some were put back
+    assert ends[1] == ends[0][-len(ends[1]) :]
+    assert not caplog.text
+
+
 # What decides which groups are kept
 
 
