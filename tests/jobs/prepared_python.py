@@ -44,7 +44,10 @@ server.sendmsg([len(request).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SC
 server.sendall(request)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
-status = int.from_bytes(server.recv(4), "big", signed=True)
+answer = server.recv(4)
+if not answer:
+    sys.exit("The server of prepared processes has ended.")
+status = int.from_bytes(answer, "big", signed=True)
 if status < 0:
     signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
     os.kill(os.getpid(), -status)
