@@ -424,6 +424,13 @@ def test_an_adapter_in_a_bin_file_is_restored(tiny_model, tmp_path):
     assert same(model.state_dict(), before)
 
 
+def test_a_checkpoint_without_the_adapter_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    model = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"do not fit the model .it has no adapter 'default'"):
+        restore_weights(model, tmp_path)
+
+
 def test_restored_shards_are_compared(tiny_model, tmp_path, caplog):
     """The comparison alone; test_launch.py resumes runs with shards of ZeRO and FSDP."""
     model = copy.deepcopy(tiny_model)
