@@ -15,7 +15,15 @@ from entropy_trl.rewards.equality import LONGEST
 
 
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_PLACEHOLDERS = {"proof", "notfound", "not found", "none", "null", "nan", "na", "n/a", "unknown", ""}
+_PLACEHOLDERS = {
+    *("", "none", "null", "nan", "na", "n/a", "unknown", "error", "missing", "placeholder", "tbd", "todo", "omitted"),
+    *("notfound", "not found", "answer not found", "no answer", "no answer found", "not available", "not given"),
+    *("not provided", "proof", "proof omitted", "prove", "to prove", "to be proved", "to be proven", "qed", "q e d"),
+    *("see proof", "see solution", "see the solution", "see above", "see below"),
+    *("证明", "证明略", "略", "见解析", "无答案", "未知"),
+}
+# What may stand around a placeholder.
+_AROUND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\b|[\s{}()$_.?!…:\uff1a。-]+")
 _INVISIBLE = "\0\ufeff\u200b \t\r\n"
 _EXACT = 2**53  # integers up to it are exact as floats
 _SURE_DIGITS = 15  # decimal digits that a float keeps of any number
@@ -31,7 +39,7 @@ _DERIVATION = re.compile(
 _HAN_DERIVATION = re.compile(r"所以|因此|因为|由于|可得|综上|答案|解[:\uff1a]")
 # Signs of a derivation of any length: `2 + 2 = 4, so 4`, GSM8K's `<<2+2=4>>`, the head of a solution.
 _SIGNS = re.compile(
-    r"=.*\b(?:so|thus|hence|therefore)\b|\b(?:because|since)\b.*=|\\therefore|\\because|[∴∵]|<<.*=.*>>|</?think>"
+    r"\\begin\{proof\}|=.*\b(?:so|thus|hence|therefore)\b|\b(?:because|since)\b.*=|\\therefore|\\because|[∴∵]|<<.*=.*>>|</?think>"
     r"|^\W*(?:solution|proof|step\s*\d+)\W",
     re.IGNORECASE | re.DOTALL,
 )
@@ -123,7 +131,7 @@ def refusal(answer: str, answer_format: str) -> str:
 
 @lru_cache(maxsize=10_000)  # the rows of a data set share many answers
 def _refusal(answer: str, answer_format: str) -> str:
-    if answer.lower().strip(" .?-_…") in _PLACEHOLDERS or _is_worked(answer):
+    if _AROUND.sub(" ", answer.lower()).strip() in _PLACEHOLDERS or _is_worked(answer):
         return NO_RESULT
     return "" if accepts_itself(answer, answer_format) else NOT_ACCEPTED
 
