@@ -28,6 +28,7 @@ from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_prompt_stream, weighted_reward
 from entropy_trl.rollout.sampling import PromptStream, check_prompts
+from entropy_trl.saving.data_draws import random_state, restore_random_state
 from entropy_trl.saving.resume import ResumingTrainer
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
 
@@ -81,7 +82,6 @@ class CovGRPOTrainer(ResumingTrainer):
         # The configuration checked itself when it was made; it may have been changed since.
         self.entropy_control = None if self._options is None else self._options.make_entropy_control()
         _check_reference(model, args, trainer_kwargs)
-        check_prompts(args, trainer_args[0] if trainer_args else trainer_kwargs.get("train_dataset"))
         # Of the rollout that is being made: TRL's rows and completions of this process, and all processes' rewards.
         self._rows: list[dict[str, Any]] = []
         self._completion_ids: list[list[int]] = []
@@ -135,6 +135,9 @@ class CovGRPOTrainer(ResumingTrainer):
         return RegionWatch(self.accelerator, lambda name, value: self._metrics["train"][name].append(value))
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        state = random_state()  # a stream that draws random numbers is read here and again in training
+        check_prompts(self.args, self.train_dataset)  # not sooner: a trainer may be made only to evaluate
+        restore_random_state(state)
         # Trackers report when their turn comes, and end with the training: what adds to their logs goes first.
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, EntropyLawCallback))
         self._step_window = None  # of a run that was interrupted inside a step

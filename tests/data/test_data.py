@@ -1,14 +1,18 @@
 """Loading rows: formats, schemas, templates, what is left out and why, and errors that say what was found."""
 
+import datetime
 import importlib.util
 import json
 import logging
 import os
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -669,6 +673,17 @@ NOT_ONE = "have an answer that is a list of several values or a structure"
         ("设 x=1 所以答案为 3", NO_RESULT),
         ("2+2=4\n4*3=12", NO_RESULT),
         ("<<2+2=4>>", NO_RESULT),
+        ("\\text{Proof.}", NO_RESULT),
+        ("(none)", NO_RESULT),
+        ("answer_not_found", NO_RESULT),
+        ("To be proved", NO_RESULT),
+        ("See the solution.", NO_RESULT),
+        ("Q.E.D.", NO_RESULT),
+        ("证明略。", NO_RESULT),
+        ("\\begin{proof}x\\end{proof}", NO_RESULT),
+        ("None of the above", "None of the above"),
+        ("-p", "-p"),
+        ("(n, a)", "(n, a)"),
         ("Adding both gives 4. Then we double it.", NO_RESULT),
         ("<think>Easy.</think> 5", NO_RESULT),
         ("\\therefore x = 5", NO_RESULT),
@@ -709,11 +724,96 @@ def test_numbers_are_read_as_they_are_written(tmp_path, name, text, expected, st
     assert [row["solution"] for row in rows] == list(map(str, expected))
 
 
+LINES = [f'{{"problem": "{i}", "answer": {i}}}\n' for i in range(1200)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"train.jsonl": f'{{"problem": "1", "answer": {BIG}}}\n{{"problem": "2", "answer": 5}}\n'}, [BIG, 5]),
+        ({"a.jsonl": LINES[5], "b.jsonl": f'{{"problem": "1", "answer": {BIG}}}\n'}, [5, BIG]),
+        ({"train.jsonl": "".join(LINES) + f'{{"problem": "?", "answer": {BIG}}}\n'}, [*range(1200), BIG]),
+        ({"train.json": f'[{{"problem": {BIG}, "answer": 2}}, {{"problem": 7, "answer": 0.1}}]'}, [2, 0.1]),
+        ({"train.csv": f"problem,answer,id\n1,{BIG},{BIG}\n2,025,x\n"}, [BIG, "025"]),
+        (
+            {
+                "README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: d/*}\n---",
+                "d/rows.jsonl": f'{{"problem": "1", "answer": {BIG}}}\n',
+            },
+            [BIG],
+        ),
+    ],
+)
+def test_numbers_of_a_folder_are_read_as_they_are_written(tmp_path, files, expected, streaming):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    rows = load_rows(str(tmp_path), streaming=streaming)
+    assert [row["solution"] for row in rows] == list(map(str, expected))
+
+
+def test_files_of_several_types_in_a_folder(tmp_path):
+    for name, answer in (("a", 5), ("b", "x")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"problem": name, "answer": answer}) + "\n")
+    assert load_rows(str(tmp_path))["solution"][:] == ["5", "x"]
+    with pytest.raises(ValueError, match="cannot be read: Failed to parse string: 'x'"):
+        load_rows(str(tmp_path), streaming=True)
+
+
+def test_a_damaged_file_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"problem": "1", "answer": {BIG}}}\n')
+    (tmp_path / "b.jsonl").write_text('{"problem": "1", "ans')
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}' cannot be read: line 1 .*b.jsonl"):
+        load_rows(str(tmp_path))
+
+
+def test_a_stream_that_cannot_be_read_on_says_after_which_row():
+    def generate():
+        yield from ({"problem": str(i), "answer": "1"} for i in range(30))
+        raise TypeError("a value of another type")
+
+    with pytest.raises(ValueError, match=r"'rows' cannot be read after row \d+: .*a value of another type"):
+        prepare_rows(datasets.IterableDataset.from_generator(generate), name="rows")
+
+
 def test_integers_that_have_lost_digits_are_refused(write):
     rows = [{"problem": "1", "answer": float(BIG)}, {"problem": "2", "answer": 5.0}, {"problem": "3", "answer": 1e20}]
     with pytest.raises(ValueError, match=r"1 have an integer answer that is stored as a float, .* \(row 0\)"):
         load_rows(write(rows, "rows.parquet"))
     assert load_rows(write(rows, "rows.parquet"), max_bad_rows=0.5)["solution"][:] == ["5", "1e+20"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Decimal("25.00"), "25"),
+        (Decimal("25.50"), "25.5"),
+        (Decimal(BIG), str(BIG)),
+        (datetime.date(2024, 1, 5), None),
+        (datetime.datetime(2024, 1, 5), None),
+        (datetime.time(3, 4), None),
+        (datetime.timedelta(1), None),
+    ],
+)
+def test_typed_columns_of_the_answer(tmp_path, answer, expected, streaming):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"problem": ["?"], "answer": [answer]}), path)
+    if expected is not None:
+        assert [row["solution"] for row in load_rows(str(path), streaming=streaming)] == [expected]
+        return
+    with pytest.raises(ValueError, match="1 have an answer that is no text and no number"):
+        load_rows(str(path), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["problem", "prompt"])
+@pytest.mark.parametrize(("values", "expected"), [([12, 13], ["12", "13"]), ([12.0, 0.5], ["12", "0.5"])])
+def test_a_number_is_a_prompt(write, column, values, expected, streaming):
+    source = write([{column: value, "answer": "1"} for value in values], "rows.parquet")
+    rows = load_rows(source, streaming=streaming, prompt_template="{problem}" if column == "problem" else None)
+    assert [row["prompt"] if column == "prompt" else row["prompt"][-1]["content"] for row in rows] == expected
 
 
 @pytest.mark.parametrize("streaming", [False, True])

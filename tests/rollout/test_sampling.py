@@ -11,12 +11,13 @@ import torch
 from conftest import digit_reward
 from datasets import Dataset
 from transformers import Qwen2ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen3_chat_template
 from trl.trainer.utils import pad
 
 from entropy_trl import CovGRPOTrainer
 from entropy_trl.loss.window import StepWindow
-from entropy_trl.quickstart.task import build_model
+from entropy_trl.quickstart.task import build_dataset, build_model
 from entropy_trl.rollout.rounds import GenerationRounds, make_prompt_stream
 from entropy_trl.rollout.sampling import NoSignalError, PromptStream, check_prompts, fill_rollout, has_signal
 from entropy_trl.smoke import byte_tokenizer
@@ -54,19 +55,31 @@ def test_the_stream_has_each_row_once_an_epoch_and_goes_on_from_any_position(str
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_data_smaller_than_a_rollout_is_an_error_before_the_model_loads(make_config, streamed):
-    """A rollout has 4 prompts: 8 x 2 completions, 4 each."""
+def test_data_smaller_than_a_rollout_is_an_error_before_the_first_one(make_config, make_trainer, streamed):
+    """A rollout has 4 prompts: 8 x 2 completions, 4 each. Before it trains, a trainer may evaluate on anything."""
     few, enough = (rows(n).to_iterable_dataset() if streamed else rows(n) for n in (3, 4))
     args = make_config()
     check_prompts(args, enough)
+    trainer = make_trainer()
+    trainer.train_dataset = few
+    assert trainer.evaluate(build_dataset(2))["eval_reward"] >= 0
     with pytest.raises(
         ValueError, match=r"has 3 rows, and a rollout needs 4 different prompts \(generation_batch_size=16"
     ):
-        check_prompts(args, few)
-    for arguments in ([few], []):  # by position and by name
-        named = {} if arguments else {"train_dataset": few}
-        with pytest.raises(ValueError, match="no step would run"):
-            CovGRPOTrainer("no/such-model", digit_reward, args, *arguments, **named)
+        trainer.train()
+
+
+def test_the_check_of_a_stream_draws_no_random_numbers_of_the_training(make_trainer):
+    def draw(row):
+        return {"prompt": row["prompt"] if torch.rand(1).item() < 0.5 else row["prompt"][::-1]}
+
+    def rewards(*classes, **options):
+        trainer = make_trainer(*classes, accelerator_config={"dispatch_batches": False}, **options)
+        trainer.train_dataset = build_dataset(8).to_iterable_dataset().map(draw)
+        trainer.train()
+        return [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+
+    assert rewards(entropy_control=None) == rewards(GRPOTrainer, GRPOConfig)
 
 
 def test_rows_that_are_put_back_come_again():
@@ -303,6 +316,25 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, control):
         assert all(
             torch.equal(a, b) for a, b in zip(through.model.parameters(), resumed.model.parameters(), strict=True)
         )
+
+
+@pytest.mark.parametrize("checkpoint", [2, 4, 5])
+def test_prompts_that_draw_random_numbers_resume(make, tmp_path, caplog, checkpoint):
+    """Also those that were read and put back before the checkpoint."""
+
+    def reverse(batch):
+        return {"prompt": [prompt if torch.rand(1).item() < 0.5 else prompt[::-1] for prompt in batch["prompt"]]}
+
+    ends = []
+    for choice in (None, str(tmp_path / "out" / f"checkpoint-{checkpoint}")):
+        trainer = make(max_steps=6, entropy_control="kl_cov", save_strategy="steps", save_steps=1)
+        trainer.train_dataset = trainer._prompt_stream.dataset = build_dataset(16).with_transform(reverse)
+        rollouts = train_recorded(trainer, resume_from_checkpoint=choice)
+        ends.append([[row["prompt"] for row in rollout["rows"]] for rollout in rollouts])
+        ends[-1].append([parameter.tolist() for parameter in trainer.model.parameters()])
+        assert trainer._prompt_stream.position < sum(logs(trainer, "dynamic_sampling/prompts"))  # some were put back
+    assert ends[1] == ends[0][-len(ends[1]) :]
+    assert not caplog.text
 
 
 # What decides which groups are kept

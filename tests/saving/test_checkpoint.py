@@ -23,6 +23,7 @@ from entropy_trl.saving.checkpoint import (
     rollout_file,
     rotate,
     save_rollout,
+    warn_of_another_run,
 )
 from entropy_trl.saving.manifest import (
     MANIFEST,
@@ -342,6 +343,23 @@ def test_a_checkpoint_of_the_model_alone_goes_on_only_if_named(checkpoints, capl
             checkpoint_to_resume(choice, checkpoint.parent, LAYOUT)
     assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
     assert "the learning-rate schedule and the optimizer would start afresh" in caplog.text
+
+
+def test_a_checkpoint_that_was_cut_off_is_no_other_run(checkpoints, caplog):
+    folder = checkpoints(1, 2, complete=(1,))
+    (folder / "checkpoint-2" / UNFINISHED).touch()
+    warn_of_another_run(folder, folder / "checkpoint-1")
+    assert not caplog.text
+    warn_of_another_run(folder)
+    assert "already holds another run (checkpoint-2 is its last checkpoint, unknown run" in caplog.text
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_rank_warns(checkpoints, caplog, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    folder = checkpoints(1, 2, complete=(1,))
+    assert checkpoint_to_resume("auto", folder, LAYOUT) == folder / "checkpoint-1"
+    assert ("checkpoint-2 is passed over" in caplog.text) == (rank == "0")
 
 
 def test_a_named_checkpoint_is_checked(checkpoints, caplog):

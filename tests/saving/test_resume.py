@@ -290,6 +290,22 @@ def test_options_inside_a_rollout(finished, options, words):
     assert words in said if words else not said
 
 
+def test_other_data_and_rewards_are_told(make_trainer, tmp_path, caplog):
+    def shortest(completions, **kwargs):
+        return [-float(len(completion)) for completion in completions]
+
+    make_trainer(max_steps=1, **SAVING).train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    trainer = make_trainer(max_steps=2, reward_funcs=[shortest], **SAVING)
+    trainer.train_dataset = build_dataset(32)
+    with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert (
+        f"{checkpoint} was saved by a run with other data or rewards. The new ones hold: train_rows 32 (was 64), "
+        'reward_funcs ["shortest"] (was ["digit_reward"]). Prompts may come twice' in caplog.text
+    )
+
+
 @pytest.mark.parametrize("max_steps", [2, 4])
 def test_a_finished_run_makes_no_further_step(finished, max_steps, tmp_path):
     trainer, said = finished(4, max_steps=max_steps)
@@ -306,7 +322,7 @@ def test_a_run_of_epochs_that_is_finished_makes_no_further_step(finished):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optim": "sgd"}, "has the state of another optimizer than .*it has no dampening, momentum"),
+        ({"optim": "sgd"}, "has the state of another optimizer than sgd .it has no dampening, momentum"),
         ({"beta": 0.1}, "inside a rollout that was made with beta 0"),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "has the state of 'linear'"),
     ],
@@ -406,6 +422,13 @@ def test_an_adapter_in_a_bin_file_is_restored(tiny_model, tmp_path):
                 parameter.add_(1)
     restore_weights(model, tmp_path)
     assert same(model.state_dict(), before)
+
+
+def test_a_checkpoint_without_the_adapter_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    model = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"do not fit the model .it has no adapter 'default'"):
+        restore_weights(model, tmp_path)
 
 
 def test_restored_shards_are_compared(tiny_model, tmp_path, caplog):

@@ -3,17 +3,27 @@
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
+from numbers import Number as AnyNumber
 from typing import Any
 
-from entropy_trl.data.dropped import INEXACT, NO_ANSWER, NO_RESULT, NOT_ACCEPTED, STRUCTURE
+from entropy_trl.data.dropped import INEXACT, NO_ANSWER, NO_RESULT, NOT_ACCEPTED, NOT_TEXT, STRUCTURE
 from entropy_trl.data.structures import Number, parsed
 from entropy_trl.rewards import accepts_itself, final_answer
 from entropy_trl.rewards.equality import LONGEST
 
 
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_PLACEHOLDERS = {"proof", "notfound", "not found", "none", "null", "nan", "na", "n/a", "unknown", ""}
+_PLACEHOLDERS = {
+    *("", "none", "null", "nan", "na", "n/a", "unknown", "error", "missing", "placeholder", "tbd", "todo", "omitted"),
+    *("notfound", "not found", "answer not found", "no answer", "no answer found", "not available", "not given"),
+    *("not provided", "proof", "proof omitted", "prove", "to prove", "to be proved", "to be proven", "qed", "q e d"),
+    *("see proof", "see solution", "see the solution", "see above", "see below"),
+    *("证明", "证明略", "略", "见解析", "无答案", "未知"),
+}
+# What may stand around a placeholder.
+_AROUND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\b|[\s{}()$_.?!…:\uff1a。-]+")
 _INVISIBLE = "\0\ufeff\u200b \t\r\n"
 _EXACT = 2**53  # integers up to it are exact as floats
 _SURE_DIGITS = 15  # decimal digits that a float keeps of any number
@@ -29,7 +39,7 @@ _DERIVATION = re.compile(
 _HAN_DERIVATION = re.compile(r"所以|因此|因为|由于|可得|综上|答案|解[:\uff1a]")
 # Signs of a derivation of any length: `2 + 2 = 4, so 4`, GSM8K's `<<2+2=4>>`, the head of a solution.
 _SIGNS = re.compile(
-    r"=.*\b(?:so|thus|hence|therefore)\b|\b(?:because|since)\b.*=|\\therefore|\\because|[∴∵]|<<.*=.*>>|</?think>"
+    r"\\begin\{proof\}|=.*\b(?:so|thus|hence|therefore)\b|\b(?:because|since)\b.*=|\\therefore|\\because|[∴∵]|<<.*=.*>>|</?think>"
     r"|^\W*(?:solution|proof|step\s*\d+)\W",
     re.IGNORECASE | re.DOTALL,
 )
@@ -54,6 +64,10 @@ def read_answer(answer: Any) -> tuple[str, str]:
         return "", STRUCTURE if answer else NO_ANSWER
     if isinstance(answer, float):
         return _float(answer)
+    if not isinstance(answer, str | AnyNumber):
+        return "", NOT_TEXT  # the date 2024-01-05 would be read as 2018
+    if isinstance(answer, Decimal):
+        return _decimal(answer)
     text = str(answer).rsplit("####", maxsplit=1)[-1].strip(_INVISIBLE).strip()
     if "\\boxed" in text or "\\fbox" in text or "</answer>" in text:
         text = final_answer(text)
@@ -93,6 +107,18 @@ def _float(value: float) -> tuple[str, str]:
     return repr(value), ""
 
 
+def _decimal(value: Decimal) -> tuple[str, str]:
+    """The text of a number in a column of decimals, which has as many decimals for each row."""
+    if not value.is_finite():
+        return "", NO_RESULT
+    return (str(int(value)) if value == value.to_integral_value() else f"{value:f}".rstrip("0")), ""
+
+
+def number_text(value: Any) -> Any:
+    """Return a number as a text, "" for a missing one; anything else as it is."""
+    return value if isinstance(value, bool) or not isinstance(value, AnyNumber) else read_answer(value)[0]
+
+
 def refusal(answer: str, answer_format: str) -> str:
     """Return why a result cannot be a reference, "" if it can.
 
@@ -105,7 +131,7 @@ def refusal(answer: str, answer_format: str) -> str:
 
 @lru_cache(maxsize=10_000)  # the rows of a data set share many answers
 def _refusal(answer: str, answer_format: str) -> str:
-    if answer.lower().strip(" .?-_…") in _PLACEHOLDERS or _is_worked(answer):
+    if _AROUND.sub(" ", answer.lower()).strip() in _PLACEHOLDERS or _is_worked(answer):
         return NO_RESULT
     return "" if accepts_itself(answer, answer_format) else NOT_ACCEPTED
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,20 @@ def has_long_numbers(file: Path) -> bool:
     return False
 
 
-def json_rows(file: str) -> Iterator[dict[str, Any]]:
-    """Generate the rows of a file of JSON lines, or of a JSON list. A number that no 64 bits hold is its text.
+def json_rows(files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Generate the rows of files of JSON lines, or of a JSON list. A number that no 64 bits hold is its text.
 
     Raises:
-        ValueError: The file is not that; the message has the line.
+        ValueError: A file is not that; the message has the line and, of several files, the name.
     """
-    path = Path(file)
+    for file in files:
+        try:
+            yield from _rows(Path(file))
+        except ValueError as error:
+            raise ValueError(f"{error} ({Path(file).name})" if len(files) > 1 else str(error)) from error
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="\n") as opened:
         start = opened.read(_CHUNK).lstrip()[:1]
         opened.seek(0)
@@ -49,9 +56,9 @@ def json_rows(file: str) -> Iterator[dict[str, Any]]:
                 yield _row(_loaded(line, f"line {number}"))
 
 
-def json_table(file: str) -> datasets.Dataset:
+def json_table(files: Sequence[str]) -> datasets.Dataset:
     """Return the same as a table. A column with values of several types is text."""
-    rows = list(json_rows(file))
+    rows = list(json_rows(files))
     names = dict.fromkeys(name for row in rows for name in row)
     return datasets.Dataset(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 

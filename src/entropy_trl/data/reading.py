@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from entropy_trl.data.answers import read_answer, refusal
+from entropy_trl.data.answers import number_text, read_answer, refusal
 from entropy_trl.data.dropped import BAD_FORMAT, MIXED_PROMPT, NO_ANSWER, NO_PROBLEM, NO_PROMPT, OTHER_LANGUAGE
 from entropy_trl.data.options import DEFAULT_TEMPLATE, RowOptions
 from entropy_trl.data.structures import chat, field_of, parsed
@@ -77,7 +77,9 @@ class Reading:
             solution, fallback = [*usable, None, None][:2]
         if solution != "reward_model.ground_truth":
             fallback = None
-        prompt_sample = next((v for row in samples if prompt_text(v := field_of(row, prompt)).strip()), None)
+        prompt_sample = next(
+            (v for row in samples if prompt_text(v := number_text(field_of(row, prompt))).strip()), None
+        )
         return cls(
             prompt=prompt,
             solution=solution,
@@ -106,7 +108,7 @@ class Reading:
         read: dict[str, Any] = {"prompt": None, "answer_format": None, "problem": "", "dropped": ""}
         if self.solution is not None:
             read["solution"] = None
-        prompt = field_of(row, self.prompt)
+        prompt = number_text(field_of(row, self.prompt))
         if isinstance(prompt, bytes):
             prompt = prompt.decode("utf-8", errors="replace")
         messages = chat(prompt) if isinstance(prompt, str) else None

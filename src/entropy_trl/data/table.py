@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Two prompts, or two texts, are the same when these 64 bits are: a chance of 1e-7 for any pair among 2 million.
 _HASH = datasets.Value("uint64")
-_BYTES = ("binary", "large_binary")  # text, as some writers of Parquet leave it
 # `datasets` finds the cached result of a function by the function's name: a change of the code has to be in it too.
 _CODE_FILES = (
     *sorted(Path(__file__).parent.glob("*.py")),
@@ -55,14 +54,13 @@ def prepare_table(
     features = datasets.Features({column: rows.features[column] for column in rows.features})
     for column in reading.consumed:
         features.pop(column, None)
-    is_bare = reading.bare and _is_text(rows.features.get(reading.prompt))
+    is_bare = reading.bare and isinstance(rows.features.get(reading.prompt), datasets.Value)
     keeps_prompts = reading.template is None and not is_bare and not reading.chat_text
     if not keeps_prompts:
         features["prompt"] = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
     elif reading.prompt in rows.features:
         feature = rows.features[reading.prompt]
-        is_bytes = isinstance(feature, datasets.Value) and feature.dtype in _BYTES
-        features["prompt"] = datasets.Value("string") if is_bytes else feature
+        features["prompt"] = datasets.Value("string") if isinstance(feature, datasets.Value) else feature
     else:
         features = None  # a field of a structure: `datasets` finds the type
     if features is not None:
@@ -114,10 +112,6 @@ def _read_batch(batch: Mapping[str, list[Any]], reading: Reading, code: str) -> 
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
     column: np.ndarray[Any, Any] = rows.with_format("numpy")[name][:]
     return column
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", *_BYTES)
 
 
 def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None:

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ _LEAST_RATE = 1 / 8
 class PromptStream:
     """The data set's rows, epoch after epoch, from a position that a checkpoint can hold.
 
-    Each epoch has every row once, in an order of its own given by the seed. Every process has the same stream.
+    Each epoch has every row once, in an order of its own given by the seed. Every process has the same stream. A row is
+    read when it is taken, also where it was put back: random numbers that its transform draws then depend on nothing
+    that a checkpoint does not have. (A streamed data set cannot be read again. There the row itself comes back.)
 
     Args:
         dataset (`Dataset` or `IterableDataset`): the rows.
@@ -47,7 +49,8 @@ class PromptStream:
         self.shuffle = shuffle
         self.seed = seed
         self._position = 0
-        self._rows: Iterator[Row] | None = None
+        self._rows: Iterator[Row] | None = None  # of a streamed data set
+        self._order: tuple[int, Tensor] | None = None  # of an epoch
 
     @property
     def position(self) -> int:
@@ -82,42 +85,41 @@ class PromptStream:
 
     def take(self, n: int) -> list[Row]:
         """The next `n` rows."""
-        if self._rows is None:
-            self._rows = self._from(self._position)
-        rows = list(islice(self._rows, n))
+        if isinstance(self.dataset, Dataset):
+            rows = [self.dataset[self._index(self._position + i)] for i in range(n)]
+        else:
+            if self._rows is None:  # a stream is read from its start
+                self._rows = islice(self._epochs(self.dataset), self._position, None)
+            rows = list(islice(self._rows, n))
         self._position += n
         return rows
 
     def put_back(self, rows: list[Row]) -> None:
         """Let the last rows that were taken come again."""
-        self._rows = chain(rows, self._rows or ())
+        if not isinstance(self.dataset, Dataset):
+            self._rows = chain(rows, self._rows or ())
         self._position -= len(rows)
 
-    def _from(self, position: int) -> Iterator[Row]:
-        if isinstance(self.dataset, IterableDataset):
-            yield from islice(self._epochs(0), position, None)  # a stream is read from its start
-        else:
-            epoch, first = divmod(position, len(self.dataset))
-            yield from islice(self._epochs(epoch), first, None)
+    def _index(self, position: int) -> int:
+        """Where the row at a position lies in the data set."""
+        epoch, place = divmod(position, len(self.dataset))
+        if not self.shuffle:
+            return place
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
+        return int(self._order[1][place])
 
-    def _epochs(self, epoch: int) -> Iterator[Row]:
-        while True:
-            if isinstance(self.dataset, IterableDataset):
-                self.dataset.set_epoch(epoch)
-                rows = iter(self.dataset)
-                first = next(rows, None)
-                if first is None:
-                    raise ValueError("Dynamic sampling: the streamed data set has no rows.")
-                yield first
-                yield from rows
-            else:
-                order = list(range(len(self.dataset)))
-                if self.shuffle:
-                    generator = torch.Generator().manual_seed(self.seed + epoch)
-                    order = torch.randperm(len(self.dataset), generator=generator).tolist()
-                for index in order:
-                    yield self.dataset[index]
-            epoch += 1
+    @staticmethod
+    def _epochs(dataset: IterableDataset) -> Iterator[Row]:
+        for epoch in count():
+            dataset.set_epoch(epoch)
+            rows = iter(dataset)
+            first = next(rows, None)
+            if first is None:
+                raise ValueError("Dynamic sampling: the streamed data set has no rows.")
+            yield first
+            yield from rows
 
 
 def check_prompts(args: GRPOConfig, dataset: Any) -> None:

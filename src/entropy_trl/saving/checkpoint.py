@@ -11,6 +11,7 @@ Beside what TRL saves, a checkpoint folder has
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import zipfile
@@ -214,7 +215,9 @@ def warn_of_another_run(output_dir: str | Path, resumed: Path | None = None) -> 
     inside = resumed is not None and resumed.resolve().parent == folder.resolve()
     if resumed is not None:
         run = _run_of(resumed)
-        checkpoints = [c for c in checkpoints if _run_of(c) != run and (not inside or _step(c) > _step(resumed))]
+        checkpoints = [c for c in checkpoints if _run_of(c) != run]
+        if inside:  # one that was cut off names no run, and is this run's own
+            checkpoints = [c for c in checkpoints if _step(c) > _step(resumed) and not (c / UNFINISHED).exists()]
     found = [f"{checkpoints[-1].name} is its last checkpoint, {_run_of(checkpoints[-1])}"] if checkpoints else []
     if not inside and folder.is_dir():
         traces = sorted(path.name for path in folder.iterdir() if any(fnmatch(path.name, trace) for trace in _TRACES))
@@ -229,8 +232,12 @@ def warn_of_another_run(output_dir: str | Path, resumed: Path | None = None) -> 
 
 @cache
 def warn_once(message: str) -> None:
-    """Warn, the first time: the command line checks a checkpoint before the model is loaded, and the trainer again."""
-    logger.warning(message)
+    """Warn on the first rank, and the first time: the command line checks a checkpoint, and the trainer again.
+
+    There is no process group yet, so the launcher's number tells the rank.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(message)
 
 
 def _step(checkpoint: Path) -> int:

@@ -100,6 +100,25 @@ def warn_of_other_options(checkpoint: Path, args: GRPOConfig) -> None:
     warn_once(" ".join(parts))
 
 
+def warn_of_other_data(checkpoint: Path, now: dict[str, Any]) -> None:
+    """Say in one line whether a run goes on with another number of training rows, or with other reward functions.
+
+    Args:
+        checkpoint (`Path`): the checkpoint to resume from.
+        now (`dict`): `train_rows` (`None` if unknown) and `reward_funcs` of the run that is to go on.
+    """
+    try:
+        before = read_manifest(checkpoint)["options"]
+    except (FileNotFoundError, DamagedManifest):
+        return
+    found = [n for n, value in now.items() if None not in (value, before.get(n)) and value != before[n]]
+    if not found:
+        return
+    values = ", ".join(f"{name} {_text(now[name])} (was {_text(before[name])})" for name in found)
+    order = " Prompts may come twice, and others not at all." if "train_rows" in found else ""
+    warn_once(f"{checkpoint} was saved by a run with other data or rewards. The new ones hold: {values}.{order}")
+
+
 def warn_nothing_left(checkpoint: Path, step: int, max_steps: int) -> None:
     """Say that a run has made all of its steps."""
     warn_once(

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate.data_loader import DataLoaderShard
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.training_args import OptimizerNames
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.files import write_text
@@ -32,7 +33,7 @@ from entropy_trl.saving.checkpoint import (
 )
 from entropy_trl.saving.data_draws import WatchedReads, draws_file, save_random_state, warn_of_workers
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
-from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_options
+from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_data, warn_of_other_options
 from entropy_trl.saving.shards import check_shards, save_shard_sample
 from entropy_trl.saving.uploads import PushingTrainer
 from entropy_trl.saving.weights import restore_weights
@@ -115,6 +116,7 @@ class ResumingTrainer(PushingTrainer):
             warn_of_another_run(self.args.output_dir, checkpoint)
             if checkpoint is not None:
                 warn_of_other_options(checkpoint, self.args)
+                warn_of_other_data(checkpoint, self._data_facts)
         for part in self._stateful:
             part.reset()
         if self._keeps_rollout:
@@ -224,7 +226,7 @@ class ResumingTrainer(PushingTrainer):
             save_model(self._reference, str(folder / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            options = recorded_options(self.args)
+            options = recorded_options(self.args) | self._data_facts
             write_manifest(folder, Layout.of(self.args), inside_rollout, self._run, options)
             if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
                 rotate(run, limit, self.state.best_model_checkpoint, folder)
@@ -241,6 +243,12 @@ class ResumingTrainer(PushingTrainer):
         finally:
             if hidden is not None:
                 self.args.save_total_limit = None
+
+    @property
+    def _data_facts(self) -> dict[str, Any]:
+        """What is trained on, beside the options."""
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
+        return {"train_rows": rows, "reward_funcs": list(self.reward_func_names)}
 
     @property
     def _is_sharded(self) -> bool:
@@ -312,8 +320,9 @@ class ResumingTrainer(PushingTrainer):
         """Refuse the state of another kind of optimizer: torch loads it, and fails in the first step, if at all."""
         for expected, group in zip(fields, self.optimizer.param_groups, strict=False):
             if missing := sorted(expected - group.keys()):
+                optim = OptimizerNames(self.args.optim).value
                 raise ValueError(
-                    f"{self._resumed} has the state of another optimizer than {self.args.optim} (it has no "
+                    f"{self._resumed} has the state of another optimizer than {optim} (it has no "
                     f"{', '.join(missing)}). Keep the optimizer of the run that saved it, or start a new run from its "
                     "weights (model_name_or_path)."
                 )

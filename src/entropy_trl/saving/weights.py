@@ -92,6 +92,8 @@ def _restore_adapters(model: "PeftModel", checkpoint: Path) -> None:
             saved = load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME)
         elif (folder / ADAPTER_WEIGHTS_NAME).exists():
             saved = _load_bin(folder / ADAPTER_WEIGHTS_NAME)
+        elif name in model.active_adapters:  # a checkpoint of a run without adapters
+            raise ValueError(_refusal(checkpoint, [f"it has no adapter {name!r}"]))
         else:
             continue
         if _differing(model, name, saved):
