@@ -25,6 +25,7 @@ from entropy_trl.analysis.report.curves import _smoothed, curve
 from entropy_trl.analysis.report.law import _mean_interval
 from entropy_trl.analysis.svg import PAGE_COLOURS, page_element
 from entropy_trl.analysis.tables import number, plain
+from entropy_trl.analysis.verdict import verdict
 
 
 class Page(HTMLParser):
@@ -135,6 +136,26 @@ def test_results(report):
         )
     assert rows["grpo, seed 1"][-2:] == [0.05, 0.6]
     assert "still running" not in page.text
+
+
+def test_verdict_comes_first(report):
+    """It is that of the shared function, for each group, and stands before the results."""
+    _, page, numbers = report
+    logs = [log_of(seed, 0.05) for seed in (0, 1)]
+    settings = {"seed": 0, "max_steps": 240, "learning_rate": 6e-4}
+    series = [Run("grpo", log=log).series("entropy") for log in logs]
+    expected = verdict(series, settings, metric="entropy")
+    assert numbers["verdicts"]["grpo"] == expected.to_dict()
+    assert (expected.sign, numbers["verdicts"]["kl_cov"]["sign"]) == ("collapsed", "healthy")
+    assert f"{expected.sentence} {expected.why}" in page.text and expected.advice in page.text
+    assert page.text.index("Entropy has collapsed.") < page.text.index("final entropy")
+    assert [a["class"] for a in page.of("article")] == ["verdict collapsed", "verdict healthy"]
+
+
+def test_no_verdict_without_entropy(tmp_path):
+    runs = [Run("a", log=[{"step": step, "reward": step / 10} for step in range(9)])]
+    page = Page(write_report(runs, tmp_path))
+    assert not page.of("article") and "Verdict on a: no entropy was logged." in page.text
 
 
 def test_law(report):

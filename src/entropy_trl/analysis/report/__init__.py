@@ -18,7 +18,7 @@ from entropy_trl.analysis.covariance import tokens
 from entropy_trl.analysis.law.points import one_benchmark
 from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.analysis.pages import environment, style_sheet
-from entropy_trl.analysis.report import covariance, curves, law
+from entropy_trl.analysis.report import covariance, curves, law, verdicts
 from entropy_trl.analysis.report.page import Page, full_name
 from entropy_trl.analysis.report.values import flat
 from entropy_trl.analysis.svg import PAGE_COLOURS
@@ -111,6 +111,8 @@ def _content(page: Page, title: str | None) -> dict[str, Any]:
         "markers": {style.marker: figures.marker_outline(style.marker) for style in page.styles.values()},
         "colours": PAGE_COLOURS,
         "states": _unfinished(page),
+        "verdicts": verdicts.section(page),
+        "symbols": verdicts.SYMBOLS,
         "findings": [figure for name, drawn in sections[:1] for figure in drawn[:4]],
         "sections": sections,
         "several": any(len(members) > 1 for members in page.groups.values()),

@@ -1,6 +1,6 @@
 """Curves of what was logged: a figure a metric, a line a group, with the range of its seeds as a band."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,16 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
 def sections(page: Page) -> list[tuple[str, list[PageFigure]]]:
     """The sections that have a figure at least."""
     return [(name, drawn) for name, panels in SECTIONS.items() if (drawn := _section(page, panels))]
+
+
+def entropies(page: Page, runs: Iterable[Run]) -> Iterator[tuple[str, Series]]:
+    """The name and the finite values of the entropy of each run that has any."""
+    (panel,) = (panel for panels in SECTIONS.values() for panel in panels if panel.key == "entropy")
+    for run in runs:
+        metric = _metric(page, panel, run)
+        values = None if metric is None else _finite(run, metric)
+        if metric is not None and values is not None:
+            yield metric, values
 
 
 def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
