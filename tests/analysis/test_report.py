@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,7 @@ from entropy_trl.analysis.pages import printable
 from entropy_trl.analysis.report import write_report
 from entropy_trl.analysis.report.curves import _smoothed, curve
 from entropy_trl.analysis.report.law import _mean_interval
+from entropy_trl.analysis.report.state import state_of
 from entropy_trl.analysis.svg import PAGE_COLOURS, page_element
 from entropy_trl.analysis.tables import number, plain
 from entropy_trl.analysis.verdict import verdict
@@ -282,6 +284,73 @@ def test_state_of_a_run(tmp_path):
     assert [run["finished"] for run in numbers["runs"]] == [True, True, False, None]
 
 
+def write_state(folder, step, max_steps, logged=None):
+    """A checkpoint as transformers writes it: without `train_runtime`, which is logged after the last one."""
+    folder = folder / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    log = [{"step": i, "entropy": 1.0 / i} for i in range(2, (logged or step) + 1, 2)]
+    state = {"global_step": step, "max_steps": max_steps, "log_history": log}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+STATES = {
+    # a folder's checkpoints (step, planned), its files, its settings; the last step, whether finished
+    "python api, at its end": ([(4, 8), (8, 8)], [], {}, 8, True),
+    "python api, cut": ([(4, 8)], [], {}, 4, False),
+    "last logged before the end": ([(9, 9)], [], {}, 9, True),
+    "stopped early, model saved": ([(4, 8)], ["model.safetensors"], {}, 4, True),
+    "adapter saved": ([(4, 8)], ["adapter_model.safetensors"], {}, 4, True),
+    "resumed for longer": ([(8, 8)], [], {"config": {"max_steps": 20}}, 8, False),
+    "epochs": ([(8, 8)], [], {"config": {"max_steps": -1}}, 8, True),
+    "no planned step": ([(8, None)], [], {}, 8, False),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_folder_says_whether_its_run_is_over(tmp_path, case):
+    checkpoints, files, settings, step, finished = STATES[case]
+    folder = tmp_path / "run"
+    for checkpoint in checkpoints:
+        write_state(folder, *checkpoint)
+    for name in files:
+        (folder / name).write_bytes(b"x")
+    if settings:
+        (folder / "settings.json").write_text(json.dumps(settings))
+    (run,) = read_runs([str(folder)])
+    state = state_of(run)
+    assert (state.step, state.finished) == (step, finished)
+
+
+def test_a_model_that_is_older_than_the_checkpoint_is_of_an_earlier_run(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    os.utime(tmp_path / "model.safetensors", (1, 1))
+    write_state(tmp_path, 4, 8)
+    (run,) = read_runs([str(tmp_path)])
+    assert state_of(run).finished is False
+
+
+@pytest.mark.parametrize("given", ["", "checkpoint-4", "checkpoint-4/trainer_state.json"])
+def test_settings_of_a_training(tmp_path, given):
+    """A training's `settings.json` is read from the run's folder, and its keys are masked."""
+    folder = tmp_path / "kl_cov-seed3"
+    write_state(folder, 4, 4)
+    stored = {
+        "config": {"entropy_control": "kl_cov", "seed": 3, "hub_token": "hf_abcdefghijklmnop"},
+        "versions": {"trl": "1.16.0"},
+        "command": ["entropy-trl", "train", "--config", "my run.yaml"],
+        "commit": "0123abc",
+    }
+    (folder / "settings.json").write_text(json.dumps(stored))
+    page = write_report(read_runs([str(folder / given)]), tmp_path / "out")
+    settings = json.loads(page.with_suffix(".json").read_text())["settings"]["groups"]["kl_cov"]
+    assert settings["entropy_control"] == ["kl_cov"] and settings["seed"] == ["3"]
+    assert settings["versions.trl"] == ["1.16.0"] and settings["commit"] == ["0123abc"]
+    assert settings["command"] == ["entropy-trl train --config 'my run.yaml'"]
+    text = Page(page).text
+    assert "No settings are stored" not in text and "hf_abc" not in text
+    assert not any(name.startswith("config.") for name in settings)
+
+
 def test_seeds_with_other_steps():
     """The mean goes as far as all seeds do; between its steps a seed is interpolated."""
     whole = Series(np.array([0, 10, 20, 30]), np.array([0.0, 1.0, 2.0, 3.0]))
@@ -448,6 +517,11 @@ def test_one_of_several_evaluation_sets(tmp_path, capsys):
     assert curves["accuracy"]["groups"]["run"]["mean"][0] == pytest.approx(0.1 - 1 / 10)
 
 
+def test_a_named_metric_makes_an_unknown_log_known(tmp_path):
+    (tmp_path / "other.csv").write_text("step,foo,bar\n1,2,3\n2,3,4\n")
+    assert cli.main(["report", str(tmp_path / "other.csv"), "--entropy", "foo", "--output", str(tmp_path)]) == 0
+
+
 def test_command(tmp_path, capsys):
     for seed in (0, 1):
         write_run(tmp_path / f"x{seed}", seed, log=log_of(seed, brief=True)[:8])
@@ -466,11 +540,14 @@ def test_command(tmp_path, capsys):
         (["run", "--entropy", "entrpy"], "did not log 'entrpy'; it has entropy"),
         (["run", "--smooth", "0"], "--smooth must be at least 1"),
         (["run", "--output", "run/settings.json/x"], "settings.json"),
+        (["other.csv"], "'other.csv' has no metric that is known here (it has 'foo', 'bar')"),
+        (["run", "other.csv"], "'other.csv' has no metric that is known here"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", log=[{"step": 1, "entropy": 0.5}])
+    (tmp_path / "other.csv").write_text("step,foo,bar\n1,2,3\n2,3,4\n")
     assert cli.main(["report", *options]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -70,6 +70,12 @@ def sections(page: Page) -> list[tuple[str, list[PageFigure]]]:
     return [(name, drawn) for name, panels in SECTIONS.items() if (drawn := _section(page, panels))]
 
 
+def has_a_panel(run: Run) -> bool:
+    """Whether the run logged a metric that one of the figures draws."""
+    panels = (panel for of_section in SECTIONS.values() for panel in of_section)
+    return any(_known(panel, run) is not None for panel in panels)
+
+
 def entropies(page: Page, runs: Iterable[Run]) -> Iterator[tuple[str, Series]]:
     """The name and the finite values of the entropy of each run that has any."""
     (panel,) = (panel for panels in SECTIONS.values() for panel in panels if panel.key == "entropy")
@@ -130,6 +136,10 @@ def _metric(page: Page, panel: Panel, run: Run) -> str | None:
     if panel.key in page.chosen:
         metric = page.chosen[panel.key]
         return metric if metric in run.metrics else None
+    return _known(panel, run)
+
+
+def _known(panel: Panel, run: Run) -> str | None:
     if isinstance(panel.metrics, str):
         return run.find(panel.metrics)
     return next((name for name in panel.metrics if name in run.metrics), None)
