@@ -149,7 +149,8 @@ def test_verdict_comes_first(report):
     expected = verdict(series, settings, metric="entropy")
     assert numbers["verdicts"]["grpo"] == expected.to_dict()
     assert (expected.sign, numbers["verdicts"]["kl_cov"]["sign"]) == ("collapsed", "healthy")
-    assert f"{expected.sentence} {expected.why}" in page.text and expected.advice in page.text
+    for words in (f"{expected.sentence} {expected.why}", expected.advice):
+        assert words.replace("`", "") in page.text  # names stand as code
     assert page.text.index("Entropy has collapsed.") < page.text.index("final entropy")
     assert [a["class"] for a in page.of("article")] == ["verdict collapsed", "verdict healthy"]
 
@@ -488,6 +489,73 @@ def test_chosen_metrics(tmp_path):
         write_report(runs, tmp_path, smooth=0)
     with pytest.raises(ValueError, match="no runs"):
         write_report([], tmp_path)
+
+
+def texts_of(file):
+    return [element.text for element in ElementTree.parse(file).iter() if element.tag.endswith("}text")]
+
+
+def test_axes_of_the_figures(tmp_path):
+    """Steps are integers, a change of 1% fills no panel, and panels that are compared have one scale."""
+    runs = []
+    for i, top in enumerate((0.4, 0.9)):
+        log = []
+        for step in range(1, 8):
+            h = top - step * top / 20
+            log.append({"step": 500 * step, "entropy": h, "reward": 0.8 - 0.2 * math.exp(h)})
+            log[-1] |= {"completions/mean_length": 6.9 + step / 70, "diversity/distinct_completions": 8 * top}
+            log[-1] |= {"diversity/distinct_correct": top}
+        runs.append(Run(f"run {'ab'[i]}", log=log))
+    write_report(runs, tmp_path)
+    words = texts_of(tmp_path / "figures" / "length.svg")
+    assert {"1,000", "2,000", "3,000"} <= set(words)
+    ticks = [float(word) for word in words if re.fullmatch(r"[\d.]+", word) and float(word) > 1]
+    assert max(ticks) - min(ticks) >= 0.8
+    for one, other in (("law-1", "law-2"), ("distinct", "distinct-correct")):
+        numbers = [
+            [word for word in texts_of(tmp_path / "figures" / f"{name}.svg") if re.fullmatch(r"[\d.,]+", word)]
+            for name in (one, other)
+        ]
+        assert numbers[0] == numbers[1]
+
+
+def test_short_runs_have_steps_that_are_integers(tmp_path):
+    write_report([Run("a", log=[{"step": step, "entropy": 1.0 / step} for step in (1, 2, 3)])], tmp_path)
+    words = texts_of(tmp_path / "figures" / "entropy.svg")
+    assert not {"1.5", "2.5"} & set(words[: words.index("step")])
+
+
+def test_no_ceiling_where_the_reward_falls_with_the_entropy(tmp_path):
+    log = [{"step": s, "entropy": 1.0 - s / 20, "reward": 0.2 * math.exp(1.0 - s / 20)} for s in range(1, 16)]
+    page = Page(write_report([Run("up", log=log), Run("down", log=log_of(0))], tmp_path))
+    up, down = json.loads((tmp_path / "report.json").read_text())["law"]
+    assert up["ceiling"] is None and down["ceiling"]["value"] > 0
+    assert "no ceiling, since the reward does not rise as entropy falls" in page.text
+    stars = [
+        "*" in [line.get_marker() for line in figures.law([one], [lambda x: (x, x)], style).axes[0].lines]
+        for style in [figures.styles(["a"])["a"]]
+        for one in [fit_law([e["entropy"] for e in log], [sign * e["reward"] for e in log]) for sign in (1, -1)]
+    ]
+    assert stars == [False, True]
+
+
+def test_the_histogram_shows_the_bulk():
+    """One extreme token leaves the others more than one bar, and is counted in the last."""
+    values = np.append(np.random.default_rng(0).normal(0, 0.1, 9_999), 50.0)
+    axes = figures.histogram({"a": values}, figures.styles(["a"]), "x").axes[0]
+    low, high = axes.get_xlim()
+    assert -1 < low < high < 1
+    heights = axes.patches[-1].get_data().values
+    assert (heights > 1e-3).sum() > 15
+    assert heights.sum() == pytest.approx(1, abs=0.01)
+
+
+def test_many_groups_have_each_advice_once(tmp_path):
+    log = [{"step": step, "entropy": 0.5} for step in range(8)]
+    page = Page(write_report([Run(f"run {name}", log=log) for name in "abcdefghijkl"], tmp_path))
+    assert page.text.count("Nothing has to change.") == 1 and len(page.of("article")) == 12
+    assert "Run report: run a, run b, run c and 9 more" in page.text
+    assert not page.of("tr") or not any(a.get("class") == "strong" for a in page.of("tr"))
 
 
 def test_law_compares_like_with_like(tmp_path):

@@ -29,6 +29,8 @@ from entropy_trl.files import write_output
 
 SMOOTH = 5
 
+#: Groups that a title names.
+_TITLE_GROUPS = 4
 #: Settings that differ between any two runs and mean nothing; they are among all settings.
 _NAMES_OF_RUNS = ("output_dir", "logging_dir", "run_name", "hub_model_id", "command")
 #: SVG's `stroke-dasharray` for matplotlib's line styles, in the legend.
@@ -111,7 +113,7 @@ def check_metrics(runs: Sequence[Run], metrics: Iterable[str | None]) -> None:
 
 def _content(page: Page, title: str | None) -> dict[str, Any]:
     """The variables of the template."""
-    page.numbers["title"] = title = title or "Run report: " + ", ".join(page.groups)
+    page.numbers["title"] = title = title or _default_title(list(page.groups))
     sections = curves.sections(page)
     return {
         "title": title,
@@ -122,7 +124,7 @@ def _content(page: Page, title: str | None) -> dict[str, Any]:
         "states": _unfinished(page),
         "verdicts": verdicts.section(page),
         "symbols": verdicts.SYMBOLS,
-        "findings": [figure for name, drawn in sections[:1] for figure in drawn[:4]],
+        "advice": verdicts.common_advice(page),
         "sections": sections,
         "several": any(len(members) > 1 for members in page.groups.values()),
         "law": law.section(page),
@@ -132,6 +134,12 @@ def _content(page: Page, title: str | None) -> dict[str, Any]:
         "runs": _runs(page),
         "missing": page.missing,
     }
+
+
+def _default_title(groups: Sequence[str]) -> str:
+    named = ", ".join(groups if len(groups) <= _TITLE_GROUPS else groups[: _TITLE_GROUPS - 1])
+    more = "" if len(groups) <= _TITLE_GROUPS else f" and {len(groups) - _TITLE_GROUPS + 1} more"
+    return f"Run report: {named}{more}"
 
 
 def _unfinished(page: Page) -> list[str]:
@@ -226,7 +234,7 @@ def _results(page: Page) -> dict[str, Any]:
         for label, step, of_run in zip(members, steps, values, strict=True):
             name = full_name(group, label)
             numbers[name] = of_run
-            rows.append((len(members) == 1, [name, f"{step:,}", *map(number, of_run)]))
+            rows.append((False, [name, f"{step:,}", *map(number, of_run)]))
     columns = [f"last {name}" for name in logged.values()]
     columns += [f"final {name.removeprefix('final_')}" for name in final]
     page.numbers["results"] = {"columns": columns, "rows": numbers}

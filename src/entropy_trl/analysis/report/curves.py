@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from entropy_trl.analysis import figures
 from entropy_trl.analysis.figures import Curve
@@ -65,6 +66,10 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
 }
 
 
+#: Figures of one quantity, which have one scale.
+_COMPARED = (("accuracy", "pass-at-k"), ("distinct", "distinct-correct", "answers"))
+
+
 def sections(page: Page) -> list[tuple[str, list[PageFigure]]]:
     """The sections that have a figure at least."""
     return [(name, drawn) for name, panels in SECTIONS.items() if (drawn := _section(page, panels))]
@@ -88,6 +93,7 @@ def entropies(page: Page, runs: Iterable[Run]) -> Iterator[tuple[str, Series]]:
 
 def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
     drawn = []
+    drawings: dict[str, tuple[Panel, Figure, dict[str, Curve], str]] = {}
     for panel in panels:
         lines, names, absent = _lines(page, panel)
         if not lines:
@@ -98,9 +104,7 @@ def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
         note = f"Logged as {', '.join(names)}."
         if panel.noisy and page.smooth > 1:
             note += f" Running mean of {page.smooth} logged points."
-        drawing = figures.curves(lines, page.styles, panel.unit)
-        findings = [f"{group} {trend(line)}" for group, line in lines.items()]
-        drawn.append(page.figure(drawing, panel.key, panel.title, findings, note, numbers_of(lines), lines))
+        drawings[panel.key] = (panel, figures.curves(lines, page.styles, panel.unit), lines, note)
         page.numbers.setdefault("curves", {})[panel.key] = {
             "title": panel.title,
             "unit": panel.unit,
@@ -108,6 +112,11 @@ def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
             "smoothed": panel.noisy and page.smooth > 1,
             "groups": {group: curve_numbers(line) for group, line in lines.items()},
         }
+    for keys in _COMPARED:
+        figures.same_scale([drawings[key][1] for key in keys if key in drawings])
+    for key, (panel, drawing, lines, note) in drawings.items():
+        findings = [f"{group} {trend(line)}" for group, line in lines.items()]
+        drawn.append(page.figure(drawing, key, panel.title, findings, note, numbers_of(lines), lines))
     return drawn
 
 

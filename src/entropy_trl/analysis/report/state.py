@@ -81,7 +81,7 @@ def _stored(path: Path | None) -> _Stored | None:
         except ValueError:  # reading the run has named it
             continue
         step = content.get("global_step")
-        if is_finite(step):
+        if step is not None and is_finite(step):
             found.append(_Stored(file, int(step), _positive(content.get("max_steps"))))
     return max(found, key=lambda stored: stored.step, default=None)
 
