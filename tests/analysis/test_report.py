@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,8 +24,10 @@ from entropy_trl.analysis.pages import printable
 from entropy_trl.analysis.report import write_report
 from entropy_trl.analysis.report.curves import _smoothed, curve
 from entropy_trl.analysis.report.law import _mean_interval
+from entropy_trl.analysis.report.state import state_of
 from entropy_trl.analysis.svg import PAGE_COLOURS, page_element
 from entropy_trl.analysis.tables import number, plain
+from entropy_trl.analysis.verdict import verdict
 
 
 class Page(HTMLParser):
@@ -135,6 +138,27 @@ def test_results(report):
         )
     assert rows["grpo, seed 1"][-2:] == [0.05, 0.6]
     assert "still running" not in page.text
+
+
+def test_verdict_comes_first(report):
+    """It is that of the shared function, for each group, and stands before the results."""
+    _, page, numbers = report
+    logs = [log_of(seed, 0.05) for seed in (0, 1)]
+    settings = {"seed": 0, "max_steps": 240, "learning_rate": 6e-4}
+    series = [Run("grpo", log=log).series("entropy") for log in logs]
+    expected = verdict(series, settings, metric="entropy")
+    assert numbers["verdicts"]["grpo"] == expected.to_dict()
+    assert (expected.sign, numbers["verdicts"]["kl_cov"]["sign"]) == ("collapsed", "healthy")
+    for words in (f"{expected.sentence} {expected.why}", expected.advice):
+        assert words.replace("`", "") in page.text  # names stand as code
+    assert page.text.index("Entropy has collapsed.") < page.text.index("final entropy")
+    assert [a["class"] for a in page.of("article")] == ["verdict collapsed", "verdict healthy"]
+
+
+def test_no_verdict_without_entropy(tmp_path):
+    runs = [Run("a", log=[{"step": step, "reward": step / 10} for step in range(9)])]
+    page = Page(write_report(runs, tmp_path))
+    assert not page.of("article") and "Verdict on a: no entropy was logged." in page.text
 
 
 def test_law(report):
@@ -259,6 +283,73 @@ def test_state_of_a_run(tmp_path):
     write_report(runs, tmp_path)
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert [run["finished"] for run in numbers["runs"]] == [True, True, False, None]
+
+
+def write_state(folder, step, max_steps, logged=None):
+    """A checkpoint as transformers writes it: without `train_runtime`, which is logged after the last one."""
+    folder = folder / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    log = [{"step": i, "entropy": 1.0 / i} for i in range(2, (logged or step) + 1, 2)]
+    state = {"global_step": step, "max_steps": max_steps, "log_history": log}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+STATES = {
+    # a folder's checkpoints (step, planned), its files, its settings; the last step, whether finished
+    "python api, at its end": ([(4, 8), (8, 8)], [], {}, 8, True),
+    "python api, cut": ([(4, 8)], [], {}, 4, False),
+    "last logged before the end": ([(9, 9)], [], {}, 9, True),
+    "stopped early, model saved": ([(4, 8)], ["model.safetensors"], {}, 4, True),
+    "adapter saved": ([(4, 8)], ["adapter_model.safetensors"], {}, 4, True),
+    "resumed for longer": ([(8, 8)], [], {"config": {"max_steps": 20}}, 8, False),
+    "epochs": ([(8, 8)], [], {"config": {"max_steps": -1}}, 8, True),
+    "no planned step": ([(8, None)], [], {}, 8, False),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_folder_says_whether_its_run_is_over(tmp_path, case):
+    checkpoints, files, settings, step, finished = STATES[case]
+    folder = tmp_path / "run"
+    for checkpoint in checkpoints:
+        write_state(folder, *checkpoint)
+    for name in files:
+        (folder / name).write_bytes(b"x")
+    if settings:
+        (folder / "settings.json").write_text(json.dumps(settings))
+    (run,) = read_runs([str(folder)])
+    state = state_of(run)
+    assert (state.step, state.finished) == (step, finished)
+
+
+def test_a_model_that_is_older_than_the_checkpoint_is_of_an_earlier_run(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    os.utime(tmp_path / "model.safetensors", (1, 1))
+    write_state(tmp_path, 4, 8)
+    (run,) = read_runs([str(tmp_path)])
+    assert state_of(run).finished is False
+
+
+@pytest.mark.parametrize("given", ["", "checkpoint-4", "checkpoint-4/trainer_state.json"])
+def test_settings_of_a_training(tmp_path, given):
+    """A training's `settings.json` is read from the run's folder, and its keys are masked."""
+    folder = tmp_path / "kl_cov-seed3"
+    write_state(folder, 4, 4)
+    stored = {
+        "config": {"entropy_control": "kl_cov", "seed": 3, "hub_token": "hf_abcdefghijklmnop"},
+        "versions": {"trl": "1.16.0"},
+        "command": ["entropy-trl", "train", "--config", "my run.yaml"],
+        "commit": "0123abc",
+    }
+    (folder / "settings.json").write_text(json.dumps(stored))
+    page = write_report(read_runs([str(folder / given)]), tmp_path / "out")
+    settings = json.loads(page.with_suffix(".json").read_text())["settings"]["groups"]["kl_cov"]
+    assert settings["entropy_control"] == ["kl_cov"] and settings["seed"] == ["3"]
+    assert settings["versions.trl"] == ["1.16.0"] and settings["commit"] == ["0123abc"]
+    assert settings["command"] == ["entropy-trl train --config 'my run.yaml'"]
+    text = Page(page).text
+    assert "No settings are stored" not in text and "hf_abc" not in text
+    assert not any(name.startswith("config.") for name in settings)
 
 
 def test_seeds_with_other_steps():
@@ -400,6 +491,73 @@ def test_chosen_metrics(tmp_path):
         write_report([], tmp_path)
 
 
+def texts_of(file):
+    return [element.text for element in ElementTree.parse(file).iter() if element.tag.endswith("}text")]
+
+
+def test_axes_of_the_figures(tmp_path):
+    """Steps are integers, a change of 1% fills no panel, and panels that are compared have one scale."""
+    runs = []
+    for i, top in enumerate((0.4, 0.9)):
+        log = []
+        for step in range(1, 8):
+            h = top - step * top / 20
+            log.append({"step": 500 * step, "entropy": h, "reward": 0.8 - 0.2 * math.exp(h)})
+            log[-1] |= {"completions/mean_length": 6.9 + step / 70, "diversity/distinct_completions": 8 * top}
+            log[-1] |= {"diversity/distinct_correct": top}
+        runs.append(Run(f"run {'ab'[i]}", log=log))
+    write_report(runs, tmp_path)
+    words = texts_of(tmp_path / "figures" / "length.svg")
+    assert {"1,000", "2,000", "3,000"} <= set(words)
+    ticks = [float(word) for word in words if re.fullmatch(r"[\d.]+", word) and float(word) > 1]
+    assert max(ticks) - min(ticks) >= 0.8
+    for one, other in (("law-1", "law-2"), ("distinct", "distinct-correct")):
+        numbers = [
+            [word for word in texts_of(tmp_path / "figures" / f"{name}.svg") if re.fullmatch(r"[\d.,]+", word)]
+            for name in (one, other)
+        ]
+        assert numbers[0] == numbers[1]
+
+
+def test_short_runs_have_steps_that_are_integers(tmp_path):
+    write_report([Run("a", log=[{"step": step, "entropy": 1.0 / step} for step in (1, 2, 3)])], tmp_path)
+    words = texts_of(tmp_path / "figures" / "entropy.svg")
+    assert not {"1.5", "2.5"} & set(words[: words.index("step")])
+
+
+def test_no_ceiling_where_the_reward_falls_with_the_entropy(tmp_path):
+    log = [{"step": s, "entropy": 1.0 - s / 20, "reward": 0.2 * math.exp(1.0 - s / 20)} for s in range(1, 16)]
+    page = Page(write_report([Run("up", log=log), Run("down", log=log_of(0))], tmp_path))
+    up, down = json.loads((tmp_path / "report.json").read_text())["law"]
+    assert up["ceiling"] is None and down["ceiling"]["value"] > 0
+    assert "no ceiling, since the reward does not rise as entropy falls" in page.text
+    stars = [
+        "*" in [line.get_marker() for line in figures.law([one], [lambda x: (x, x)], style).axes[0].lines]
+        for style in [figures.styles(["a"])["a"]]
+        for one in [fit_law([e["entropy"] for e in log], [sign * e["reward"] for e in log]) for sign in (1, -1)]
+    ]
+    assert stars == [False, True]
+
+
+def test_the_histogram_shows_the_bulk():
+    """One extreme token leaves the others more than one bar, and is counted in the last."""
+    values = np.append(np.random.default_rng(0).normal(0, 0.1, 9_999), 50.0)
+    axes = figures.histogram({"a": values}, figures.styles(["a"]), "x").axes[0]
+    low, high = axes.get_xlim()
+    assert -1 < low < high < 1
+    heights = axes.patches[-1].get_data().values
+    assert (heights > 1e-3).sum() > 15
+    assert heights.sum() == pytest.approx(1, abs=0.01)
+
+
+def test_many_groups_have_each_advice_once(tmp_path):
+    log = [{"step": step, "entropy": 0.5} for step in range(8)]
+    page = Page(write_report([Run(f"run {name}", log=log) for name in "abcdefghijkl"], tmp_path))
+    assert page.text.count("Nothing has to change.") == 1 and len(page.of("article")) == 12
+    assert "Run report: run a, run b, run c and 9 more" in page.text
+    assert not page.of("tr") or not any(a.get("class") == "strong" for a in page.of("tr"))
+
+
 def test_law_compares_like_with_like(tmp_path):
     """A run with few evaluations is fitted on them, as the run before it is, and not on its training reward."""
     runs = [Run("a", log=log_of(0, brief=True)), Run("b", log=log_of(1, brief=True)[:14])]
@@ -427,6 +585,11 @@ def test_one_of_several_evaluation_sets(tmp_path, capsys):
     assert curves["accuracy"]["groups"]["run"]["mean"][0] == pytest.approx(0.1 - 1 / 10)
 
 
+def test_a_named_metric_makes_an_unknown_log_known(tmp_path):
+    (tmp_path / "other.csv").write_text("step,foo,bar\n1,2,3\n2,3,4\n")
+    assert cli.main(["report", str(tmp_path / "other.csv"), "--entropy", "foo", "--output", str(tmp_path)]) == 0
+
+
 def test_command(tmp_path, capsys):
     for seed in (0, 1):
         write_run(tmp_path / f"x{seed}", seed, log=log_of(seed, brief=True)[:8])
@@ -445,11 +608,14 @@ def test_command(tmp_path, capsys):
         (["run", "--entropy", "entrpy"], "did not log 'entrpy'; it has entropy"),
         (["run", "--smooth", "0"], "--smooth must be at least 1"),
         (["run", "--output", "run/settings.json/x"], "settings.json"),
+        (["other.csv"], "'other.csv' has no metric that is known here (it has 'foo', 'bar')"),
+        (["run", "other.csv"], "'other.csv' has no metric that is known here"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", log=[{"step": 1, "entropy": 0.5}])
+    (tmp_path / "other.csv").write_text("step,foo,bar\n1,2,3\n2,3,4\n")
     assert cli.main(["report", *options]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

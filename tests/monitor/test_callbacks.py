@@ -266,7 +266,7 @@ trainer = CovGRPOTrainer(
         "run", entropy_law=True, report_to=["trackio", "wandb"], max_steps=24, learning_rate=1e-2, logging_steps=1,
         per_device_train_batch_size=8, num_generations=4, max_completion_length=6, steps_per_generation=2,
         gradient_accumulation_steps=1, save_strategy="no", bf16=False, use_cpu=True, gradient_checkpointing=False,
-        disable_tqdm=True,
+        disable_tqdm=True, entropy_control="clip_cov",
     ),
     train_dataset=build_dataset(64),
     processing_class=build_tokenizer(),
@@ -296,10 +296,18 @@ def test_trackers_get_the_figures(tmp_path):
     assert {"entropy", "law"} <= {p.stem.split("_")[0].split("-")[0] for p in tmp_path.glob("wandb/**/report/*.png")}
     for tracker in ("trackio", "wandb"):
         assert len({picture.read_bytes() for picture in (tmp_path / tracker).rglob("*.png")}) > 5
-    (run,) = read_runs([str(tmp_path / "trackio")])  # W&B's own record of an offline run is not read
+    (run,) = read_runs([str(tmp_path / "trackio")])  # W&B's record of an offline run is not read
     (metric,) = [name for name in run.metrics if name.endswith("entropy_law/ceiling")]
     series = run.series(metric)
     assert dict(zip(series.steps.tolist(), series.values.tolist(), strict=True)) == pytest.approx(logged)
+    # The curves of the report, in the tracker's dashboard as in its store.
+    for kind in ("entropy", "reward", "length", "clip_fraction", "grad_norm", "covariance", "selected_fraction"):
+        metric = run.find(kind)
+        name = metric.removeprefix("train/")
+        series = run.series(metric)
+        curve = {entry["step"]: entry[name] for entry in log if name in entry}
+        assert len(curve) >= 12  # some are logged with every second update
+        assert dict(zip(series.steps.tolist(), series.values.tolist(), strict=True)) == pytest.approx(curve), kind
 
 
 @pytest.mark.parametrize("failing", ["tracker", "log"])

@@ -4,11 +4,14 @@ import json
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from entropy_trl import CovGRPOConfig
+from entropy_trl.analysis.logs.runs import Series
+from entropy_trl.analysis.verdict import verdict
 from entropy_trl.cli import main
 from entropy_trl.quickstart import (
     METHODS,
@@ -29,7 +32,7 @@ from entropy_trl.quickstart import run as run_module
 from entropy_trl.quickstart.evaluate import count_right, sample
 from entropy_trl.quickstart.recipe import DEFAULT_METHODS, LABELS
 from entropy_trl.quickstart.run import run_quickstart
-from entropy_trl.quickstart.summary import describe
+from entropy_trl.quickstart.summary import describe, format_verdicts
 from entropy_trl.quickstart.task import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, is_held_out, verify
 from entropy_trl.quickstart.warm_start import draw_batch
 
@@ -331,6 +334,7 @@ def test_all_methods(quickstart, tmp_path):
     for metrics in summary["methods"].values():
         assert set(metrics) == METRICS | {"per_seed"}
     assert set(summary["warm_start"]) == METRICS | {"seed"}
+    assert {found["sign"] for found in summary["verdicts"].values()} == {"unknown"}  # one rollout
     assert summary["seeds"] == [0]
     assert summary["recipe"] == {"name": "short", "rollouts": 1, "learning_rate": 6e-4}
     assert summary["versions"] == {"code": "fixed"}
@@ -479,12 +483,21 @@ def test_run_quickstart_refuses_bad_options(tmp_path):
 # --- the closing sentence
 
 
+def falling_to(entropy):
+    """The entropy of a run from 0.6 nats down to a level, which it reaches in the middle."""
+    return Series(np.arange(1, 41), np.r_[np.linspace(0.6, entropy, 20), np.full(20, entropy)])
+
+
 def made_up(**methods):
     """A summary with (entropy, avg@16, pass@16) of each method, greedy 0.5, and a warm start of 0.6 nats."""
     names = ("final_entropy", "avg@16", "pass@16")
     return {
         "methods": {
             method: dict(zip(names, values, strict=True)) | {"greedy": 0.5} for method, values in methods.items()
+        },
+        "verdicts": {
+            method: verdict([falling_to(values[0])], {"learning_rate": 6e-4}).to_dict()
+            for method, values in methods.items()
         },
         "warm_start": {"final_entropy": 0.6},
         "seeds": [0],
@@ -501,10 +514,20 @@ def test_sentence_says_what_was_seen():
 
 def test_sentence_says_when_nothing_was_seen():
     assert "GRPO's entropy did not collapse (0.60 to 0.40 nats)" in describe(made_up(grpo=(0.4, 0.5, 0.6)))
-    for kl_cov, verdict in [
+    for kl_cov, words in [
         ((0.06, 0.5, 0.9), "KL-Cov did not keep clearly more (1.2"),
         ((0.25, 0.5, 0.62), "KL-Cov kept more, with no clear gain in pass@16 (5.0"),
         ((0.25, 0.5, 0.2), "KL-Cov kept more, with no clear gain in pass@16 (5.0 times GRPO's entropy, pass@16 -0.40"),
     ]:
-        assert verdict in describe(made_up(grpo=(0.05, 0.5, 0.6), kl_cov=kl_cov))
+        assert words in describe(made_up(grpo=(0.05, 0.5, 0.6), kl_cov=kl_cov))
     assert "nothing can be compared" in describe(made_up(kl_cov=(0.25, 0.5, 0.9)))
+
+
+def test_the_verdict_is_that_of_the_report():
+    lines = format_verdicts(made_up(grpo=(0.05, 0.5, 0.6), kl_cov=(0.5, 0.49, 0.95))).split("\n")
+    found = verdict([falling_to(0.05)], {"learning_rate": 6e-4})
+    assert lines[0] == f"GRPO: Entropy has collapsed. {found.why}"
+    assert lines[1].strip() == found.advice and "No entropy control is on" in found.advice
+    assert lines[2].strip().startswith("Confidence: moderate (one run")
+    assert lines[3].startswith("KL-Cov: Entropy has fallen, and most of it is left. ")
+    assert len(lines) == 5

@@ -79,6 +79,8 @@ _PARTS = 150
 _LARGEST = 1e300
 _LONGEST_NAME = 40
 _LEGEND_COLUMNS = 4
+#: Ticks are multiples of these.
+_STEPS = [1, 2, 2.5, 5, 10]
 
 
 def styles(groups: Sequence[str]) -> dict[str, Style]:
@@ -133,12 +135,28 @@ def curves(lines: Mapping[str, Curve], chosen: Mapping[str, Style], label: str) 
             marker=marker,
             markersize=3.5,
         )
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     _from_zero(axes)
     return figure
 
 
+def same_scale(drawings: Sequence[Figure], both: bool = False) -> None:
+    """Give figures that are compared one y axis, and one x axis too if `both`."""
+    panels = [drawing.axes[0] for drawing in drawings]
+    if len(panels) > 1:
+        lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+        lefts, rights = zip(*(axes.get_xlim() for axes in panels), strict=True)
+        for axes in panels:
+            axes.set_ylim(min(lows), max(highs))
+            if both:
+                axes.set_xlim(min(lefts), max(rights))
+
+
 def law(fits: Sequence[LawFit], bands: Sequence[Callable[[Array], tuple[Array, Array]]], style: Style) -> Figure:
     """R against exp(H): points, fitted line with the interval of its mean, and the ceiling at H = 0.
+
+    A fit whose reward does not rise as entropy falls has no ceiling: its line ends with the points.
 
     Args:
         fits: of the runs of one group.
@@ -147,17 +165,19 @@ def law(fits: Sequence[LawFit], bands: Sequence[Callable[[Array], tuple[Array, A
     """
     figure, axes = _start("exp(H)", "R")
     largest = max(float(np.exp(fit.entropy).max()) for fit in fits)
-    x = np.linspace(1.0, 1.0 + 1.04 * (largest - 1.0), 60)
+    right = 1.0 + 1.04 * (largest - 1.0)
     for fit, band in zip(fits, bands, strict=True):
+        x = np.linspace(1.0 if fit.a > 0 else float(np.exp(fit.entropy).min()), right, 60)
         low, high = band(x)
         axes.fill_between(x, low, high, color=style.colour, alpha=0.16 / len(fits) ** 0.5, linewidth=0)
         axes.plot(x, fit.predict(np.log(x)), color=style.colour, linewidth=1.4)
         axes.plot(*thinned(np.exp(fit.entropy), fit.reward), style.marker, color=style.colour, markersize=4, alpha=0.75)
-        axes.plot([1.0], [fit.ceiling], "*", color=style.colour, markersize=10, clip_on=False, zorder=3)
-    rewards = np.concatenate([fit.reward for fit in fits] + [[fit.ceiling for fit in fits]])
+        if fit.a > 0:
+            axes.plot([1.0], [fit.ceiling], "*", color=style.colour, markersize=10, clip_on=False, zorder=3)
+    rewards = np.concatenate([fit.reward for fit in fits] + [[fit.ceiling for fit in fits if fit.a > 0]])
     margin = 0.25 * (float(np.ptp(rewards)) or 0.1)  # a wide interval shall not hide the points
     axes.set_ylim(rewards.min() - margin, rewards.max() + margin)
-    axes.set_xlim(1.0, x[-1])
+    axes.set_xlim(1.0, right)
     return figure
 
 
@@ -192,20 +212,26 @@ def law_overview(laws: Sequence[tuple[str, Points, LawFit]], path: Path) -> None
 
 
 def histogram(values: Mapping[str, Array], chosen: Mapping[str, Style], label: str) -> Figure:
-    """Shares of the values in 48 bins, on a logarithmic scale."""
+    """Shares of the values in 40 bins between the 0.1% and the 99.9% quantile, in percent on a logarithmic scale.
+
+    The first and the last bin count what lies beyond: a few extreme values would leave all others one bin.
+    """
     figure, axes = _start(label, "share of the tokens")
     everything = np.concatenate(list(values.values()))
-    low, high = float(everything.min()), float(everything.max())
-    edges = np.linspace(low, high if high > low else low + 1.0, 49)
+    low, high = (float(end) for end in np.quantile(everything, [0.001, 0.999]))
+    edges = np.linspace(low, high if high > low else low + 1.0, 41)
+    floor = 0.5 / max(len(of_group) for of_group in values.values())
     for group, of_group in values.items():
-        shares = np.histogram(of_group, edges)[0] / len(of_group)
+        shares = np.histogram(np.clip(of_group, edges[0], edges[-1]), edges)[0] / len(of_group)
         style = chosen[group]
-        axes.stairs(
-            np.where(shares > 0, shares, np.nan), edges, color=style.colour, linestyle=style.line, linewidth=1.4
-        )
+        heights = np.maximum(shares, floor)
+        axes.stairs(heights, edges, baseline=floor, fill=True, color=style.colour, alpha=0.16 / len(values) ** 0.5)
+        axes.stairs(heights, edges, baseline=None, color=style.colour, linestyle=style.line, linewidth=1.4)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.set_ylim(bottom=floor)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda share, _: ""))
     return figure
 
 
@@ -258,14 +284,22 @@ def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
         axes.set_xlabel(printable(x_label))
         axes.set_ylabel(printable(y_label))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     return figure, axes
 
 
 def _from_zero(axes: Axes) -> None:
+    """Start the axis at 0 where that costs little room, and show a change of a few percent as the little it is."""
+    first, last = axes.dataLim.intervaly
+    if not np.isfinite([first, last]).all():
+        return
+    needed = 0.2 * max(abs(first), abs(last)) or 0.1
+    if last - first < needed:
+        middle = (first + last) / 2
+        axes.set_ylim(middle - needed / 2, middle + needed / 2)
     low, high = axes.get_ylim()
-    if 0 < axes.dataLim.y0 < 0.6 * high or (low < 0 <= axes.dataLim.y0):
+    if 0 < first < 0.6 * high or (low < 0 <= first):
         axes.set_ylim(bottom=0)
 
 

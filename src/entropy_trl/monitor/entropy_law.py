@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_trl.analysis.entropy_alarm import COLLAPSE, SURGE, entropy_alarm
 from entropy_trl.analysis.law.fit import Array
 from entropy_trl.analysis.law.running import RunningFit, RunningLaw
-from entropy_trl.analysis.logs.runs import Run
+from entropy_trl.analysis.logs.runs import Run, Series
+from entropy_trl.analysis.verdict import COLLAPSE, ENDS, SURGE, verdict
+from entropy_trl.analysis.verdict import MIN_POINTS as ALARM_POINTS
 
 
 logger = logging.getLogger(__name__)
@@ -25,12 +26,6 @@ TRACKERS = ("wandb", "trackio")
 
 #: Points that a fit needs before it is logged: with fewer the coefficients jump.
 MIN_POINTS = 10
-
-#: Points that an alarm needs: a single step can be off by as much.
-_ALARM_POINTS = 5
-
-#: The share of the points that stand for "the start" and "now".
-_ENDS = 0.05
 
 
 class EntropyLawCallback(TrainerCallback):
@@ -108,7 +103,7 @@ class EntropyLawCallback(TrainerCallback):
         entropies = self._entropies(state)
         if entropies is None or logs is None:
             return
-        count = max(round(_ENDS * len(entropies)), 1)
+        count = max(round(ENDS * len(entropies)), 1)
         start, now = float(entropies[:count].mean()), float(entropies[-count:].mean())
         if start <= 0:
             return
@@ -121,8 +116,8 @@ class EntropyLawCallback(TrainerCallback):
         logs |= values
         if state.log_history:
             state.log_history[-1] |= values
-        if state.is_world_process_zero and len(entropies) >= _ALARM_POINTS:
-            self._warn(state.global_step, start, now, fit)
+        if state.is_world_process_zero and len(entropies) >= ALARM_POINTS:
+            self._warn(state.global_step, entropies, now / start, now, fit)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -146,13 +141,21 @@ class EntropyLawCallback(TrainerCallback):
         if state.is_world_process_zero:
             logger.warning(f"The entropy law is not logged in this run. {error}")
 
-    def _warn(self, step: int, start: float, now: float, fit: RunningFit | None) -> None:
-        if math.sqrt(self.collapse) < now / start < math.sqrt(self.surge):
+    def _warn(self, step: int, entropies: Array, ratio: float, now: float, fit: RunningFit | None) -> None:
+        if math.sqrt(self.collapse) < ratio < math.sqrt(self.surge):
             self._alarm = ""  # it has recovered: a second one is worth another warning
-        alarm = entropy_alarm(start, now, self._settings, collapse=self.collapse, surge=self.surge)
-        if alarm is None or alarm[0] == self._alarm:
+        if self.collapse < ratio < self.surge:
+            return  # most logs: the verdict would be that it is healthy
+        found = verdict(
+            [Series(self._law.steps, entropies)],
+            self._settings,
+            metric=str(self._law.entropy_metric),
+            collapse=self.collapse,
+            surge=self.surge,
+        )
+        if found.alarm is None or found.alarm == self._alarm:
             return
-        self._alarm, finding, advice = alarm
+        self._alarm = found.alarm
         prospect = ""
         if fit is not None and fit.a > 0 and self._alarm == "collapse":
             gain = fit.ceiling - fit.predict(now)
@@ -160,7 +163,7 @@ class EntropyLawCallback(TrainerCallback):
                 f" By the law, fitted to {fit.points} points of {self._law.reward_metric}, the reward can still rise "
                 f"by {gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
             )
-        logger.warning(f"Step {step}: {finding}{prospect} {advice}")
+        logger.warning(f"Step {step}: {found.sentence} {found.why}{prospect} {found.advice}")
 
 
 def _report_figures(args: TrainingArguments, state: TrainerState) -> None:

@@ -10,7 +10,7 @@ from entropy_trl.files import check_writable
 from entropy_trl.quickstart.options import Options
 from entropy_trl.quickstart.recipe import DEFAULT_METHODS, METHODS
 from entropy_trl.quickstart.run import can_report, run_options
-from entropy_trl.quickstart.summary import describe, format_table
+from entropy_trl.quickstart.summary import describe, format_table, format_verdicts
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig
 
 
@@ -65,6 +65,8 @@ def run(prepared: Options, options: argparse.Namespace) -> int:
         return 130
     print()
     print(format_table(summary))
+    print()
+    print(format_verdicts(summary))
     print()
     print(describe(summary))
     print(f"\nwritten: {prepared.output_dir / 'summary.json'}" + (" and quickstart.png" if prepared.plot else ""))

@@ -18,12 +18,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 import trl
 from transformers import PrinterCallback
 
 from entropy_trl._version import __version__
+from entropy_trl.analysis.logs.runs import Run, Series
+from entropy_trl.analysis.verdict import Verdict, verdict
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.files import write_json, write_text
 from entropy_trl.quickstart import task
@@ -119,6 +122,10 @@ def run_options(options: Options) -> Summary:
             }
             for method, runs in results.items()
         },
+        "verdicts": {
+            method: _verdict(options, method, [run["log"] for run in runs]).to_dict()
+            for method, runs in results.items()
+        },
         "warm_start": {"seed": warm_start.seed} | warm_metrics,
         "seeds": list(options.seeds),
         "recipe": {"name": options.recipe} | asdict(options.resolved_recipe()),
@@ -137,6 +144,15 @@ def run_options(options: Options) -> Summary:
         if can_report():
             _write_report(options)
     return summary
+
+
+def _verdict(options: Options, method: str, logs: Sequence[list[dict[str, Any]]]) -> Verdict:
+    """The verdict on the entropy of a method, from the training entropy of its runs, as in the report."""
+    runs = [Run(method, log=[entry for entry in log if "step" in entry]) for log in logs]
+    metric = runs[0].find("entropy") or "entropy"
+    series = [run.series(metric) if metric in run.metrics else Series(np.array([], int), np.array([])) for run in runs]
+    settings = training_arguments(method, options.resolved_recipe(), options.seeds[0], options.output_dir)
+    return verdict(series, settings, metric=metric)
 
 
 def can_report() -> bool:

@@ -1,7 +1,8 @@
-"""What a quickstart has found: its table, and the sentence on what was seen."""
+"""What a quickstart has found: its table, the verdict on each method, and the sentence that compares them."""
 
 from typing import Any
 
+from entropy_trl.analysis.verdict import COLLAPSE, Verdict
 from entropy_trl.quickstart.evaluate import Metrics
 from entropy_trl.quickstart.recipe import LABELS
 
@@ -9,6 +10,14 @@ from entropy_trl.quickstart.recipe import LABELS
 TABLE_COLUMNS = ("final_entropy", "greedy", "avg@16", "pass@4", "pass@16", "seconds")
 # What the closing sentence calls a difference: entropies apart by this factor, and this much more pass@16.
 ENTROPY_RATIO, PASS_GAIN = 2.0, 0.05
+
+# What the closing sentence says of GRPO's entropy, by the sign of its verdict.
+_SEEN = {
+    "collapsed": "collapsed",
+    "collapsing": "is collapsing",
+    "surging": "is surging",
+    "healthy": "did not collapse",
+}
 
 Summary = dict[str, Any]
 
@@ -24,6 +33,18 @@ def format_table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def format_verdicts(summary: Summary) -> str:
+    """The verdict on the entropy of each method, as the report gives it: a line on what was found, and one on why."""
+    lines = []
+    for method, stored in summary["verdicts"].items():
+        found = Verdict(**stored)
+        lines.append(f"{LABELS[method]}: {found.sentence} {found.why}")
+        if found.alarm is not None:
+            lines.append(f"    {found.advice}")
+        lines.append(f"    Confidence: {found.confidence} ({found.grounds}).")
+    return "\n".join(lines)
+
+
 def describe(summary: Summary) -> str:
     """One sentence on what the numbers show, and on what they do not."""
     methods: dict[str, Metrics] = summary["methods"]
@@ -33,11 +54,13 @@ def describe(summary: Summary) -> str:
     if "grpo" not in methods:
         return start + "nothing can be compared, because GRPO, the baseline, was not among the methods."
     grpo = methods["grpo"]
-    collapsed = grpo["final_entropy"] * ENTROPY_RATIO < warm_entropy
-    parts = [
-        f"GRPO's entropy {'collapsed' if collapsed else 'did not collapse'} "
-        f"({warm_entropy:.2f} to {grpo['final_entropy']:.2f} nats)"
-    ]
+    sign = summary["verdicts"]["grpo"]["sign"]
+    if sign == "unknown":  # too short: a fall is not called a collapse yet
+        fell = grpo["final_entropy"] <= COLLAPSE * warm_entropy
+        seen = "cannot be judged from so few points" if fell else _SEEN["healthy"]
+    else:
+        seen = _SEEN[sign]
+    parts = [f"GRPO's entropy {seen} ({warm_entropy:.2f} to {grpo['final_entropy']:.2f} nats)"]
     for method, metrics in methods.items():
         if method == "grpo":
             continue

@@ -60,12 +60,22 @@ class RunningLaw:
         self._rewards, self._entropies = _Column(), _Column()
         self._together = True
         self._sums = _Sums()
-        self._paired: tuple[Array, _Sums] | None = None
+        self._paired: tuple[Array, _Sums, npt.NDArray[np.int64]] | None = None
 
     @property
     def reward_metric(self) -> str | None:
         """The name of the reward that is fitted; None while there are no points."""
         return None if self._metrics is None else self._metrics[0]
+
+    @property
+    def entropy_metric(self) -> str | None:
+        """The name of the entropy that is fitted; None while there are no points."""
+        return None if self._metrics is None else self._metrics[1]
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """The steps of the points that [`read`] has returned."""
+        return self._entropies.steps if self._together or self._paired is None else self._paired[2]
 
     def read(self, log: Sequence[Mapping[str, Any]]) -> Array | None:
         """Take the entries that are new in the log, and return the entropies of all points; None while there are none.
@@ -137,12 +147,12 @@ class RunningLaw:
         self._together = np.array_equal(rewards.steps, entropies.steps)
         self._sums, self._paired = _Sums.of(points.entropy, points.reward), None
 
-    def _pair(self) -> tuple[Array, "_Sums"]:
+    def _pair(self) -> tuple[Array, "_Sums", npt.NDArray[np.int64]]:
         entropies = Series(self._entropies.steps, self._entropies.values)
         kept, paired = pair(self._rewards.steps, entropies, "nearest")
         if not kept.any():
             raise ValueError(f"No entropy was logged near a step of {self.reward_metric}.")
-        return paired, _Sums.of(paired, self._rewards.values[kept])
+        return paired, _Sums.of(paired, self._rewards.values[kept]), self._rewards.steps[kept]
 
 
 def _count(run: Run, metric: str) -> int:

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,16 @@ def read_file(file: Path) -> list[Log]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the quickstart stores beside its log."""
-    return _beside(folder / "settings.json")
+    """The settings that are stored beside a log: `settings.json`, as a training or the quickstart writes it.
+
+    A training stores its configuration under `config`, beside `versions`, `command` and `commit`; the quickstart
+    stores the settings themselves. Both give the settings, with the other three among them.
+    """
+    stored = _beside(folder / "settings.json")
+    config = stored.pop("config") if isinstance(stored.get("config"), dict) else {}
+    if isinstance(command := stored.get("command"), list):
+        stored["command"] = shlex.join(map(str, command))
+    return config | stored
 
 
 def read_results(folder: Path) -> dict[str, float]:

@@ -334,6 +334,8 @@ def _from_logs(path: Path, logs: list[Log]) -> list[Run]:
         if own.parent.name == "runs":  # transformers: OUTPUT_DIR/runs/DATE_HOST/events...
             own = own.parent.parent
     beside = formats.read_settings(folder)
+    if not beside and own.is_dir():  # of a checkpoint or of event files: the settings are in the folder of the run
+        beside = formats.read_settings(own)
     runs = []
     for log in logs:
         if not log.entries:

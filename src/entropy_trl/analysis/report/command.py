@@ -1,6 +1,7 @@
 """The command `entropy-trl report`: its options, and the page that it writes."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,11 @@ from pathlib import Path
 from entropy_trl.analysis.law.points import one_benchmark
 from entropy_trl.analysis.logs.runs import Run, read_runs
 from entropy_trl.analysis.report import SMOOTH, check_metrics, page_path, write_report
+from entropy_trl.analysis.report.watch import watch
+
+
+#: Seconds between two reads of the logs that are watched.
+INTERVAL = 30.0
 
 
 DESCRIPTION = (
@@ -48,6 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"logged points in the running mean of noisy training metrics; 1 for none (default: {SMOOTH})",
     )
+    parser.add_argument(
+        "--watch", action="store_true", help="write the page again as the runs grow, until they are finished or Ctrl-C"
+    )
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=INTERVAL,
+        metavar="SECONDS",
+        help=f"between two reads of the logs with --watch (default: {INTERVAL:g})",
+    )
 
 
 def prepare(options: argparse.Namespace) -> list[Run]:
@@ -60,15 +76,43 @@ def prepare(options: argparse.Namespace) -> list[Run]:
         raise ImportError("The report fits the law with SciPy: pip install 'entropy-trl[analysis]'")
     if options.smooth < 1:
         raise ValueError(f"--smooth must be at least 1 point, got {options.smooth}.")
-    runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
-    check_metrics(runs, (options.entropy, options.reward))
+    if not 0 < options.interval < math.inf:
+        raise ValueError(f"--interval must be a number of seconds above 0, got {options.interval:g}.")
+    if options.watch:
+        _check_paths(options.runs)
     folder = page_path(options.output).parent
+    runs = [] if options.watch else _read(options)
     folder.mkdir(parents=True, exist_ok=True)
     return runs
 
 
 def run(runs: Sequence[Run], options: argparse.Namespace) -> int:
     """Writes the page, and prints where it is. Returns the exit code."""
-    page = write_report(runs, options.output, options.title, options.entropy, options.reward, smooth=options.smooth)
+
+    def write(found: Sequence[Run]) -> Path:
+        return write_report(
+            found, options.output, options.title, options.entropy, options.reward, smooth=options.smooth
+        )
+
+    if options.watch:
+        print(f"The report will be in {page_path(options.output)}. Ctrl-C ends the watch.", flush=True)
+        watch(lambda: _read(options), write, options.interval)
+        return 0
+    page = write(runs)
     print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is in {page}.")
     return 0
+
+
+def _read(options: argparse.Namespace) -> list[Run]:
+    """The runs, checked against the options."""
+    runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
+    check_metrics(runs, (options.entropy, options.reward))
+    return runs
+
+
+def _check_paths(specs: Sequence[str]) -> None:
+    """Check that what is to be watched exists: a path that is mistyped would be waited for without end."""
+    for spec in specs:
+        path = Path(spec if Path(spec).expanduser().exists() else spec.rpartition("=")[2]).expanduser()
+        if not path.exists():
+            raise ValueError(f"There is no file or folder {str(path)!r} to watch: give the output folder of a run.")

@@ -1,11 +1,12 @@
 """The section on the law: R against exp(H) of each run, with the fit, its interval and the ceiling."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from entropy_trl.analysis import figures
 from entropy_trl.analysis.law.compare import Spent
@@ -61,7 +62,7 @@ def section(page: Page) -> dict[str, Any]:
     notes = gathered((note, one.name) for one in laws for note in one.law.notes)
     spent = [one for one in laws if one.spent]
     return {
-        "figures": [_figure(page, group, of_group) for group, of_group in members.items()],
+        "figures": _figures(page, members),
         "head": _HEAD,
         "rows": rows,
         "notes": notes,
@@ -73,14 +74,24 @@ def section(page: Page) -> dict[str, Any]:
     }
 
 
-def _figure(page: Page, group: str, laws: Sequence[_Member]) -> PageFigure:
-    bands = [_mean_interval(one.law.inference) for one in laws]
-    drawing = figures.law([one.law.fit for one in laws], bands, page.styles[group])
-    findings = [
-        f"{'' if len(laws) == 1 else f'{one.label}: '}ceiling {_interval(one.law.inference.ceiling)}, "
-        f"{number(float(one.law.fit.reward[-1]))} measured at the end, R² {one.law.fit.r2:.2f}"
-        for one in laws
-    ]
+def _figures(page: Page, members: Mapping[str, Sequence[_Member]]) -> list[PageFigure]:
+    """A figure a group. They are compared, so they have one scale."""
+    drawings = {
+        group: figures.law(
+            [one.law.fit for one in laws], [_mean_interval(one.law.inference) for one in laws], page.styles[group]
+        )
+        for group, laws in members.items()
+    }
+    by_metric: dict[str, list[Figure]] = {}
+    for group, drawing in drawings.items():
+        by_metric.setdefault(members[group][0].law.points.reward_metric, []).append(drawing)
+    for compared in by_metric.values():
+        figures.same_scale(compared, both=True)
+    return [_figure(page, group, laws, drawings[group]) for group, laws in members.items()]
+
+
+def _figure(page: Page, group: str, laws: Sequence[_Member], drawing: Figure) -> PageFigure:
+    findings = [f"{'' if len(laws) == 1 else f'{one.label}: '}{_ceiling_in_words(one)}" for one in laws]
     metrics = dict.fromkeys((one.law.points.reward_metric, one.law.points.entropy_metric) for one in laws)
     note = " ".join(f"R is {reward}, H is {entropy}." for reward, entropy in metrics)
     rows = [
@@ -91,6 +102,18 @@ def _figure(page: Page, group: str, laws: Sequence[_Member]) -> PageFigure:
     name = f"law-{list(page.groups).index(group) + 1}"
     table = (["run", "H", "exp(H)", "R", "fitted R"], rows)
     return page.figure(drawing, name, f"R against exp(H): {group}", findings, note, table, [group])
+
+
+def _ceiling_in_words(one: _Member) -> str:
+    ceiling = _ceiling([one])
+    return "no ceiling, since the reward does not rise as entropy falls" if ceiling is None else f"ceiling {ceiling}"
+
+
+def _ceiling(laws: Sequence[_Member]) -> str | None:
+    """The ceiling of a run, or of the mean over seeds; None where the sign of a fit makes none."""
+    if any(one.law.fit.a <= 0 for one in laws):
+        return None
+    return _interval(laws[0].law.inference.ceiling if len(laws) == 1 else over_seeds([o.law.fit for o in laws]).ceiling)
 
 
 def _mean_interval(inference: Inference) -> Callable[[Array], tuple[Array, Array]]:
@@ -112,12 +135,12 @@ def _rows(group: str, laws: Sequence[_Member]) -> Iterable[tuple[bool, list[str]
     """Whether a row is a group's mean, and its cells."""
     if len(laws) > 1:
         mean = over_seeds([one.law.fit for one in laws])
-        cells = [number(mean.a.value), number(mean.b.value), NONE, _interval(mean.ceiling), NONE, ""]
+        cells = [number(mean.a.value), number(mean.b.value), NONE, _ceiling(laws) or NONE, NONE, ""]
         yield True, [f"{group}, mean of {len(laws)}", NONE, *cells]
     for one in laws:
         cells = [str(one.law.fit.points), number(one.law.fit.a), number(one.law.fit.b), f"{one.law.fit.r2:.2f}"]
         end = number(float(one.law.fit.reward[-1]))
-        yield len(laws) == 1, [one.name, *cells, _interval(one.law.inference.ceiling), end, one.law.verdict]
+        yield False, [one.name, *cells, _ceiling([one]) or NONE, end, one.law.verdict]
 
 
 def _spent(spent: Spent) -> str:
@@ -138,7 +161,8 @@ def _numbers(one: _Member) -> dict[str, Any]:
         "steps": one.law.points.steps,
         "entropy": one.law.points.entropy,
         "reward": one.law.points.reward,
-        **{name: getattr(one.law.inference, name)._asdict() for name in ("a", "b", "ceiling")},
+        **{name: getattr(one.law.inference, name)._asdict() for name in ("a", "b")},
+        "ceiling": one.law.inference.ceiling._asdict() if one.law.fit.a > 0 else None,
         "r2": one.law.fit.r2,
         "rmse": one.law.fit.rmse,
         "exp_is": one.law.forms.verdict,
