@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from entropy_trl.cli.checks import check_folder, check_model, check_packages
-from entropy_trl.cli.errors import UsageError, import_object, is_first_rank, tell, usage_errors
+from entropy_trl.cli.errors import UsageError, for_machines, import_object, is_first_rank, tell, usage_errors
 from entropy_trl.cli.interruption import Interrupted, leave, resuming_command, say
 from entropy_trl.cli.train_data import check_reward_columns, load_benchmarks, load_split, reward_functions
 
@@ -85,6 +85,12 @@ def prepare(options: argparse.Namespace) -> Job:
     Raises:
         UsageError: a mistake of the user's.
     """
+    with for_machines(options.script_args.log_format) as stdout:
+        return _prepare(options, stdout)
+
+
+def _prepare(options: argparse.Namespace, stdout: TextIO) -> Job:
+    from entropy_trl.cli.progress import show_progress
     from entropy_trl.rollout.sampling import check_prompts
 
     script_args: CovGRPOScriptArguments = options.script_args
@@ -110,11 +116,17 @@ def prepare(options: argparse.Namespace) -> Job:
         for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
             check_reward_columns(reward_funcs, rows)
     trainer = _build_trainer(script_args, training_args, model_args, policy, reward_funcs, train_dataset, eval_dataset)
+    show_progress(trainer, script_args.log_format, stdout)
     return Job(trainer, checkpoint, script_args.dataset_name)
 
 
 def run(prepared: Job, options: argparse.Namespace) -> int:
     """Train. Returns the exit code: 3 if all is done and saved but not all of it is on the Hub."""
+    with for_machines(options.script_args.log_format):
+        return _run(prepared, options)
+
+
+def _run(prepared: Job, options: argparse.Namespace) -> int:
     try:
         _train(prepared)
         exit_code = NOT_PUSHED if prepared.trainer.hub_failures else 0
@@ -250,9 +262,12 @@ def _build_trainer(
 
 def _train(job: Job) -> None:
     """Trains, and leaves model, tokenizer, model card and log in the output folder (and on the hub, if asked to)."""
+    from entropy_trl.cli.progress import whole_bar
+
     trainer = job.trainer
     output_dir = trainer.args.output_dir
-    trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
+    with whole_bar(trainer):
+        trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
     trainer.accelerator.print("Training completed.")
 
     if trainer.is_fsdp_enabled:  # checkpoints may be sharded, and then transformers would save no model at all here

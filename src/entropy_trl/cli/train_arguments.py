@@ -65,6 +65,8 @@ class CovGRPOScriptArguments(ScriptArguments):
         dataset_factory (`str`, *optional*):
             Dotted path of a function without arguments that returns a [`~datasets.Dataset`]. Used when neither
             `dataset_name` nor `datasets` is given.
+        log_format (`"text"` or `"json"`, *optional*, defaults to `"text"`):
+            What is printed at each log: a line for people, or all metrics as one JSON object on a line of stdout.
     """
 
     reward_funcs: list[str] = field(
@@ -139,6 +141,13 @@ class CovGRPOScriptArguments(ScriptArguments):
         metadata={
             "help": "Dotted path of a function without arguments that returns a data set. Used when `--dataset_name` "
             "is not given."
+        },
+    )
+    log_format: Literal["text", "json"] = field(
+        default="text",
+        metadata={
+            "help": "What is printed at each log: a line for people (text), or all metrics as one JSON object on a "
+            "line of stdout (json)."
         },
     )
 
