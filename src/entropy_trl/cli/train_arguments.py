@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 from trl import ScriptArguments, TrlParser
 
 from entropy_trl.cli.checks import check_numbers, check_sources
+from entropy_trl.cli.config_text import parser_defaults
 from entropy_trl.cli.parser import one_spelling
 from entropy_trl.data.options import RowOptions
 from entropy_trl.recipes import find_recipe, recipe_names
@@ -169,6 +170,9 @@ class TrainParser(TrlParser):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self._needs_sources = needs_sources
         self._control_on_command_line: str | None = None
+        #: The options by name: their defaults, and what was read for them.
+        self.defaults = parser_defaults(self)
+        self.values: dict[str, Any] = {}
 
     def parse(self, argv: Sequence[str]) -> Any:
         """One instance of each dataclass, from the command line and the file that its `--config` names."""
@@ -194,6 +198,7 @@ class TrainParser(TrlParser):
         if self._needs_sources:
             check_sources(namespace)
         check_numbers(namespace)
+        self.values = dict(vars(namespace))
         return namespace, []
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
