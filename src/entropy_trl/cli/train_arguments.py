@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
 
-from entropy_trl.cli.checks import check_numbers, check_sources
+from entropy_trl.cli.checks import check_numbers, check_precision, check_sources
 from entropy_trl.cli.config_text import parser_defaults
 from entropy_trl.cli.parser import one_spelling
 from entropy_trl.data.options import RowOptions
@@ -198,6 +198,7 @@ class TrainParser(TrlParser):
         if self._needs_sources:
             check_sources(namespace)
         check_numbers(namespace)
+        check_precision(namespace)
         self.values = dict(vars(namespace))
         return namespace, []
 
