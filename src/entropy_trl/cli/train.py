@@ -166,7 +166,8 @@ def _run(prepared: Job, options: argparse.Namespace) -> int:
         if prepared.scratch is None:
             _train(prepared)
         else:
-            _try(prepared)
+            with prepared.scratch:
+                _try(prepared)
         exit_code = NOT_PUSHED if prepared.trainer.hub_failures else 0
     except UsageError as error:  # of a reward function, which the first rollout calls
         if not prepared.trainer.args.disable_tqdm:
