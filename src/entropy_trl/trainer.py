@@ -30,6 +30,7 @@ from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_p
 from entropy_trl.rollout.sampling import PromptStream, check_prompts
 from entropy_trl.saving.data_draws import random_state, restore_random_state
 from entropy_trl.saving.resume import ResumingTrainer
+from entropy_trl.saving.run_settings import RunSettings
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
 
 
@@ -99,7 +100,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
         if self._options is not None and self._options.entropy_regions:
             observers.append(self._make_region_watch())
-        for observer in observers:
+        for observer in [*observers, RunSettings()]:
             self.add_callback(observer)
         ranks: Ranks = ONE_PROCESS
         if self._options is not None:

@@ -409,6 +409,22 @@ def test_hyphens_and_underscores_are_one():
     assert (training_args.learning_rate, training_args.num_iterations) == (1e-3, 2)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "--bf16 is on by default, and this machine has no GPU that supports it. Add `--bf16 false` to train in"),
+        (["--bf16", "true"], "--bf16 is on, and this machine"),
+        (["--bf16", "false", "--bf16_full_eval", "true"], "Add `--bf16_full_eval false`"),
+    ],
+)
+def test_bf16_without_a_gpu(capsys, options, expected):
+    argv = ["--model_factory", "a.b", "--dataset_factory", "a.b", *options]
+    assert expected in mistake(capsys, *argv)
+    _, training_args, _, _ = parse_train_args([*argv, "--use_cpu", "true"])  # CPUs have bf16
+    assert training_args.bf16 is (options[:2] != ["--bf16", "false"])
+
+
 def test_resuming_with_another_batch_size(capsys, tmp_path):
     arguments = smoke(tmp_path, "--resume_from_checkpoint", "true")
     checkpoint = tmp_path / "out" / "checkpoint-2"
@@ -494,6 +510,9 @@ def test_a_bug_in_the_users_code_keeps_its_traceback(tmp_path, monkeypatch):
         (["train", "-h"], "--num_generations"),
         (["quickstart", "--help"], "entropy-trl quickstart"),
         (["plan", "--help"], "(default: h100)"),
+        (["plan", "--help"], "in bf16 (default: the data sheet's)"),
+        (["plan", "--help"], "(default: the data sheet's in a node, 50 across nodes)"),
+        (["plan", "--help"], "its own memory (default: the data sheet's)"),
         (["--version"], __version__),
     ],
 )

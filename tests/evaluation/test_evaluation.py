@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -613,6 +614,11 @@ def test_compare_table_is_the_published_one():
         (["--model", "MODEL", "--benchmarks", "FILE", "--prompt_template", "boxed"], "is not one of the templates"),
         (["--model", "MODEL", "--benchmarks", "FILE", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["--model", "MODEL", "--benchmarks", "FILE", "--top_logprobs", "5"], "--top_logprobs is for --engine vllm"),
+        pytest.param(
+            ["--model", "MODEL", "--benchmarks", "FILE", "--engine", "vllm"],
+            "pip install 'entropy-trl[vllm]'",
+            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
+        ),
     ],
 )
 def test_mistakes_are_one_line(argv, message, model_folder, sample_file, tmp_path, capsys):

@@ -28,6 +28,25 @@ def check_max_steps(steps: int) -> None:
         )
 
 
+def check_precision(options: argparse.Namespace) -> None:
+    """Refuse bf16, which is TRL's default, on a machine without a GPU that has it. transformers would stop there.
+
+    Raises:
+        ValueError: it says how to train in float32.
+    """
+    from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+
+    is_default = options.bf16 is None and not options.fp16
+    wanted = options.bf16 or options.bf16_full_eval or is_default
+    if not wanted or options.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+        return
+    name = "bf16" if options.bf16 or is_default else "bf16_full_eval"
+    raise ValueError(
+        f"--{name} is on{' by default' if is_default else ''}, and this machine has no GPU that supports it. Add "
+        f"`--{name} false` to train in float32."
+    )
+
+
 def check_sources(options: argparse.Namespace) -> None:
     """Refuse a training without a model or data. This comes first: whoever gives neither wants to know what to give.
 

@@ -9,8 +9,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, TextIO
 
 from entropy_trl.dotted_path import NoSuchModuleError, import_from
 
@@ -44,6 +44,18 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise UsageError(f"{error.doc!r} is not valid JSON: {error}.") from error
     except kinds as error:
         raise UsageError(_words(error)) from error
+
+
+@contextmanager
+def for_machines(log_format: str) -> Iterator[TextIO]:
+    """Keep stdout for JSON if `log_format` is `"json"`: what this program and libraries print goes to stderr.
+
+    Yields:
+        `TextIO`: stdout.
+    """
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr) if log_format == "json" else nullcontext():
+        yield stdout
 
 
 def _words(error: Exception) -> str:

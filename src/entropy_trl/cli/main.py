@@ -19,7 +19,8 @@ from entropy_trl.cli.checks import check_file
 from entropy_trl.cli.errors import UsageError, is_first_rank, tell, usage_errors
 from entropy_trl.cli.interruption import Interrupted, interruptible, say
 from entropy_trl.cli.parser import CommandParser
-from entropy_trl.cli.train import parse_train_args
+from entropy_trl.cli.train import make_parser, read_train_args
+from entropy_trl.cli.train_help import train_help
 
 
 #: The commands: module, and what it does.
@@ -137,6 +138,11 @@ def _parse(name: str, parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
     gpus = None
     if name == "plan":  # this machine may have no GPU, where bf16 is refused unless the CPU is asked for
         rest, gpus = [*rest, "--use_cpu", "true"], options.gpus
-    parsed = parse_train_args(rest, parser.prog, gpus, needs_sources=name == "train")
+    train_parser = make_parser(parser.prog, gpus, needs_sources=name == "train")
+    if name == "train" and (options.help or options.help_all):
+        print(train_help(parser, train_parser, everything=options.help_all), end="")
+        raise SystemExit(0)
+    parsed = read_train_args(train_parser, rest)
+    options.values, options.defaults = train_parser.values, train_parser.defaults
     options.script_args, options.training_args, options.model_args, options.mixture_args = parsed
     return options

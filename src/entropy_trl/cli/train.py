@@ -3,23 +3,26 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from entropy_trl.cli.checks import check_folder, check_model, check_packages
-from entropy_trl.cli.errors import UsageError, import_object, is_first_rank, tell, usage_errors
+from entropy_trl.cli.errors import UsageError, for_machines, import_object, is_first_rank, tell, usage_errors
 from entropy_trl.cli.interruption import Interrupted, leave, resuming_command, say
 from entropy_trl.cli.train_data import check_reward_columns, load_benchmarks, load_split, reward_functions
 
 
 if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
     from accelerate import Accelerator
     from datasets import Dataset, IterableDataset
     from trl import DatasetMixtureConfig, ModelConfig
 
-    from entropy_trl.cli.train_arguments import CovGRPOScriptArguments
+    from entropy_trl.cli.train_arguments import CovGRPOScriptArguments, TrainParser
     from entropy_trl.config import CovGRPOConfig
     from entropy_trl.trainer import CovGRPOTrainer
 
@@ -39,6 +42,9 @@ class Job:
     trainer: "CovGRPOTrainer"
     checkpoint: Path | None
     dataset_name: str | None
+    summary: list[str]
+    #: Where a dry run writes.
+    scratch: "TemporaryDirectory[str] | None" = None
 
 
 @dataclass
@@ -72,11 +78,21 @@ class Policy:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no option: TRL's parser has all of them (see [`parse_train_args`])."""
+    """Add what is for the command alone. TRL's parser has all other options (see [`parse_train_args`])."""
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved configuration as YAML that runs, and end"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="load model and data, make one rollout and one step, say what memory they took, and save nothing",
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="list the options of entropy-trl")
+    parser.add_argument("--help_all", action="store_true", help="list all options, also those of TRL and transformers")
 
 
-def prepare(options: argparse.Namespace) -> Job:
-    """Do everything up to the first step of training.
+def prepare(options: argparse.Namespace) -> Job | None:
+    """Do everything up to the first step of training; or print the configuration, if that is all that is wanted.
 
     Args:
         options (`argparse.Namespace`): what [`parse_train_args`] returns, as `script_args`, `training_args`,
@@ -85,7 +101,22 @@ def prepare(options: argparse.Namespace) -> Job:
     Raises:
         UsageError: a mistake of the user's.
     """
+    if options.print_config:
+        from entropy_trl.cli.config_text import config_text
+
+        if is_first_rank():
+            print(config_text(options.values, options.defaults, options.training_args), end="")
+        return None
+    with for_machines(options.script_args.log_format) as stdout:
+        return _prepare(options, stdout)
+
+
+def _prepare(options: argparse.Namespace, stdout: TextIO) -> Job:
+    from entropy_trl.cli.dry_run import leave_no_trace
+    from entropy_trl.cli.progress import show_progress
+    from entropy_trl.cli.summary import start_summary
     from entropy_trl.rollout.sampling import check_prompts
+    from entropy_trl.saving.run_settings import RunSettings
 
     script_args: CovGRPOScriptArguments = options.script_args
     training_args: CovGRPOConfig = options.training_args
@@ -93,9 +124,11 @@ def prepare(options: argparse.Namespace) -> Job:
     mixture_args: DatasetMixtureConfig = options.mixture_args
     check_folder(str(training_args.output_dir), "--output_dir")
     check_packages(training_args, model_args)
+    asked_for = copy(training_args)
     checkpoint = _checkpoint(training_args)
     _check_model_choice(script_args, model_args, training_args.trust_remote_code)
     policy = Policy(script_args, training_args, model_args)
+    scratch = leave_no_trace(training_args) if options.dry_run else None
     reward_funcs = reward_functions(script_args, training_args.max_completion_length)
     train_dataset = load_split(script_args, training_args, policy, mixture_args, script_args.dataset_train_split)
     check_reward_columns(reward_funcs, train_dataset)
@@ -110,13 +143,31 @@ def prepare(options: argparse.Namespace) -> Job:
         for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
             check_reward_columns(reward_funcs, rows)
     trainer = _build_trainer(script_args, training_args, model_args, policy, reward_funcs, train_dataset, eval_dataset)
-    return Job(trainer, checkpoint, script_args.dataset_name)
+    show_progress(trainer, script_args.log_format, stdout)
+    others = {"data": asdict(script_args), "model": asdict(model_args)}
+    trainer.remove_callback(RunSettings)
+    trainer.add_callback(RunSettings([*options.prog.split(), *options.argv], others))
+    model_name = str(model_args.model_name_or_path or script_args.model_factory)
+    summary = start_summary(trainer, model_name, script_args, asked_for)
+    return Job(trainer, checkpoint, script_args.dataset_name, summary, scratch)
 
 
-def run(prepared: Job, options: argparse.Namespace) -> int:
+def run(prepared: Job | None, options: argparse.Namespace) -> int:
     """Train. Returns the exit code: 3 if all is done and saved but not all of it is on the Hub."""
+    if prepared is None:
+        return 0
+    with for_machines(options.script_args.log_format):
+        return _run(prepared, options)
+
+
+def _run(prepared: Job, options: argparse.Namespace) -> int:
+    prepared.trainer.accelerator.print("\n".join(prepared.summary), flush=True)
     try:
-        _train(prepared)
+        if prepared.scratch is None:
+            _train(prepared)
+        else:
+            with prepared.scratch:
+                _try(prepared)
         exit_code = NOT_PUSHED if prepared.trainer.hub_failures else 0
     except UsageError as error:  # of a reward function, which the first rollout calls
         if not prepared.trainer.args.disable_tqdm:
@@ -160,7 +211,11 @@ def parse_train_args(
         UsageError: An unknown key (the nearest valid one is named), a value of the wrong type, a file that is missing
             or is not a YAML mapping, or settings that contradict each other.
     """
-    import yaml
+    return read_train_args(make_parser(prog, processes, needs_sources), argv)
+
+
+def make_parser(prog: str, processes: int | None = None, needs_sources: bool = False) -> "TrainParser":
+    """The parser of [`parse_train_args`]."""
     from trl import DatasetMixtureConfig, ModelConfig
 
     from entropy_trl.cli.train_arguments import CovGRPOScriptArguments, TrainParser
@@ -169,12 +224,22 @@ def parse_train_args(
     config_class: Any = CovGRPOConfig
     if processes is not None:
         config_class = type("CovGRPOConfig", (CovGRPOConfig,), {"world_size": processes})
-    parser = TrainParser(
+    return TrainParser(
         (CovGRPOScriptArguments, config_class, ModelConfig, DatasetMixtureConfig),
         prog=prog,
         description=DESCRIPTION,
         needs_sources=needs_sources,
     )
+
+
+def read_train_args(parser: "TrainParser", argv: Sequence[str]) -> Any:
+    """What [`parse_train_args`] returns, with a parser that then has the values before they were made to that.
+
+    Raises:
+        UsageError: as for [`parse_train_args`].
+    """
+    import yaml
+
     with usage_errors(ValueError, ImportError, OSError, yaml.YAMLError):
         return parser.parse(argv)
 
@@ -248,12 +313,30 @@ def _build_trainer(
         )
 
 
+def _try(job: Job) -> None:
+    """Make one step, and say what it took."""
+    from entropy_trl.cli.dry_run import try_one_step
+    from entropy_trl.cli.progress import whole_bar
+
+    with whole_bar(job.trainer):
+        said = try_one_step(job.trainer, _resumed(job))
+    job.trainer.accelerator.print(said)
+
+
+def _resumed(job: Job) -> str | None:
+    return None if job.checkpoint is None else str(job.checkpoint)
+
+
 def _train(job: Job) -> None:
     """Trains, and leaves model, tokenizer, model card and log in the output folder (and on the hub, if asked to)."""
+    from entropy_trl.cli.progress import whole_bar
+    from entropy_trl.cli.summary import end_summary, next_command
+
     trainer = job.trainer
     output_dir = trainer.args.output_dir
-    trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
-    trainer.accelerator.print("Training completed.")
+    with whole_bar(trainer):
+        trainer.train(resume_from_checkpoint=_resumed(job))
+    trainer.accelerator.print("\n".join(["Training completed.", *end_summary(trainer)]))
 
     if trainer.is_fsdp_enabled:  # checkpoints may be sharded, and then transformers would save no model at all here
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -269,6 +352,7 @@ def _train(job: Job) -> None:
     trainer.accelerator.print(f"Model saved to {output_dir}.")
     if commit is not None:
         trainer.accelerator.print(f"Model pushed to {commit.repo_url}.")
+    trainer.accelerator.print(f"Next: {next_command(str(output_dir))}")
 
 
 def _end(accelerator: "Accelerator", exit_code: int) -> None:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NoReturn
 
 from trl import ScriptArguments, TrlParser
 
-from entropy_trl.cli.checks import check_max_steps, check_sources
+from entropy_trl.cli.checks import check_max_steps, check_precision, check_sources
+from entropy_trl.cli.config_text import parser_defaults
 from entropy_trl.cli.parser import one_spelling
 from entropy_trl.config_checks import check_numbers
 from entropy_trl.data.options import RowOptions
@@ -66,6 +67,8 @@ class CovGRPOScriptArguments(ScriptArguments):
         dataset_factory (`str`, *optional*):
             Dotted path of a function without arguments that returns a [`~datasets.Dataset`]. Used when neither
             `dataset_name` nor `datasets` is given.
+        log_format (`"text"` or `"json"`, *optional*, defaults to `"text"`):
+            What is printed at each log: a line for people, or all metrics as one JSON object on a line of stdout.
     """
 
     reward_funcs: list[str] = field(
@@ -142,6 +145,13 @@ class CovGRPOScriptArguments(ScriptArguments):
             "is not given."
         },
     )
+    log_format: Literal["text", "json"] = field(
+        default="text",
+        metadata={
+            "help": "What is printed at each log: a line for people (text), or all metrics as one JSON object on a "
+            "line of stdout (json)."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.chat_template_path is not None:  # a recipe names its template as a clone has it
@@ -161,6 +171,9 @@ class TrainParser(TrlParser):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self._needs_sources = needs_sources
         self._control_on_command_line: str | None = None
+        #: The options by name: their defaults, and what was read for them.
+        self.defaults = parser_defaults(self)
+        self.values: dict[str, Any] = {}
 
     def parse(self, argv: Sequence[str]) -> Any:
         """One instance of each dataclass, from the command line and the file that its `--config` names."""
@@ -187,6 +200,8 @@ class TrainParser(TrlParser):
             check_sources(namespace)
         check_numbers(vars(namespace))
         check_max_steps(namespace.max_steps)
+        check_precision(namespace)
+        self.values = dict(vars(namespace))
         return namespace, []
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:

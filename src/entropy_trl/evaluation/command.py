@@ -169,7 +169,10 @@ def prepare(options: argparse.Namespace) -> Job:
     if options.top_logprobs and options.engine != "vllm":
         raise ValueError("--top_logprobs is for --engine vllm: hf has exact entropies.")
     if options.engine == "vllm" and not _version("vllm"):
-        raise ValueError("--engine vllm needs vLLM, which is not installed: pip install vllm, or use --engine hf.")
+        raise ValueError(
+            "--engine vllm needs vLLM, which is not installed. Run `pip install 'entropy-trl[vllm]'`, or use "
+            "--engine hf."
+        )
     overrides = {
         name: getattr(options, name)
         for name in ("samples", "temperature", "top_p", "max_tokens")

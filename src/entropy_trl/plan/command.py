@@ -52,18 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `entropy-trl plan`, beside those of `entropy-trl train`."""
     parser.add_argument("--gpus", type=int, required=True, help="GPUs, one process each")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="whose data sheet the defaults below are from")
-    parser.add_argument("--gpu_memory", "--gpu-memory", type=float, help="GiB of a GPU, as its name says (80)")
+    parser.add_argument(
+        "--gpu_memory", "--gpu-memory", type=float, help="GiB of a GPU, as its name says (the data sheet's)"
+    )
     parser.add_argument(
         "--accelerate_config", help="the file of `accelerate launch --config_file`: how the model is sharded"
     )
     parser.add_argument("--model_config", help="the model's config.json, if it is in no folder and there is no network")
     parser.add_argument("--prompt_length", type=int, help="longest prompt, tokens (what vllm_max_model_length leaves)")
     parser.add_argument("--mean_completion_length", type=int, help="mean completion, tokens (max_completion_length)")
-    parser.add_argument("--flops", type=float, help="peak TFLOP/s of a GPU in bf16")
+    parser.add_argument("--flops", type=float, help="peak TFLOP/s of a GPU in bf16 (the data sheet's)")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is reached (0.4)")
     parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs that fast links connect (8)")
-    parser.add_argument("--bandwidth", type=float, help="GB/s of a GPU to the others, in one direction")
-    parser.add_argument("--hbm_bandwidth", type=float, help="GB/s of a GPU to its own memory")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        help=f"GB/s of a GPU to the others, in one direction (the data sheet's in a node, {NETWORK:g} across nodes)",
+    )
+    parser.add_argument("--hbm_bandwidth", type=float, help="GB/s of a GPU to its own memory (the data sheet's)")
     parser.add_argument("--latency", type=float, default=10.0, help="microseconds of a message between two ranks (10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

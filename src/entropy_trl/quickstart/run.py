@@ -37,6 +37,7 @@ from entropy_trl.quickstart.recipe import DEFAULT_METHODS, LABELS, steps_between
 from entropy_trl.quickstart.summary import TABLE_COLUMNS, Summary
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
 from entropy_trl.saving.checkpoint import last_complete_checkpoint
+from entropy_trl.saving.run_settings import RunSettings
 from entropy_trl.trainer import CovGRPOTrainer
 
 
@@ -221,6 +222,7 @@ def _run_once(options: Options, method: str, seed: int, prompts: list[str]) -> d
         callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)  # the curve's lines are enough
+    trainer.remove_callback(RunSettings)  # the file has been written, with what decides whether a run can be reused
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     metrics = evaluate_policy(model, prompts, SAMPLES, EVALUATION_SEED) | {"seconds": curve.seconds()}
 
