@@ -299,7 +299,7 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     if wanted[0] == given[0] == "based":
         return bool(wanted == given)
     if wanted[0] == "based":
-        return given[0] == "number" and given[1].denominator == 1 and str(given[1]) == wanted[1].lstrip("0")
+        return False  # without the base the digits are another number
     handler = _HANDLERS.get(wanted[0])
     if handler is not None or given[0] in _HANDLERS:
         return handler(wanted, given, quick) if handler is not None and wanted[0] == given[0] else False
@@ -348,6 +348,8 @@ def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
             sides.append(node[1:])
         elif node[0] == "named" and len(node[2]) == 1 and not contains(node, _STRUCTURES):
             sides.append((node[1], node[2][0]))
+        elif node is wanted and node[0] == "number" and shapes.is_sum_of_unknowns(given[1]):
+            return equal_values(wanted, given[2], quick)
         else:
             return False
     if len(symbols(sides[0])) < 2 and "equation" not in wanted[0]:

@@ -32,9 +32,9 @@ def parse(tokens: tuple[Token, ...]) -> Node:
         UnreadableError: The tokens are not in the grammar, or have more than one reading.
     """
     parser = _Parser(tokens)
-    node = parser.sequence(())
+    node = parser.with_stacks(())
     is_bracketed = tokens[:1] == (symbol("["),) and _closing_brackets(tokens) == [len(tokens) - 1]
-    if is_bracketed and node[0] not in ("tuple", "matrix"):
+    if is_bracketed and node[0] not in ("tuple", "matrix", "cup", "cap", "setminus"):
         raise UnreadableError("a number in brackets")
     if parser.position != len(parser.tokens):
         raise UnreadableError(f"{parser.peek()} is out of place")
