@@ -144,7 +144,8 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
             return ("named", sides[1], [("tuple", brackets[0], [sides[0], _INFINITY], ")", "order")])
         return ("sides", operators, sides)
     if operators == ["in"]:
-        return ("named", sides[0], [_form(sides[1])]) if _is_unknown(sides[0]) else ("sides", operators, sides)
+        is_named = _is_unknown(sides[0]) and (sides[1][0] in _STRUCTURES or shapes.is_known_set(sides[1]))
+        return ("named", sides[0], [_form(sides[1])]) if is_named else ("sides", operators, sides)
     if operators == ["ne"]:
         return ("sides", operators, sides)
     raise UnreadableError("several relations")

@@ -22,6 +22,7 @@ from entropy_trl.rewards.tokens import Token, UnreadableError, symbol
 _SUMS = {"+", "-", "pm", "mp"}
 _MATRICES = {"pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "Vmatrix", "smallmatrix", "array"}
 _LINES = {"aligned", "align", "gather", "gathered", "split", "equation", "cases", "dcases"}
+_VECTORS = ("\\vec ", "\\hat ", "bold ")
 _DEEPEST = 40
 
 
@@ -126,6 +127,8 @@ class _Parser(Atoms):
                 kinds.append(self.last_kind)
             else:
                 break
+        if sum(factor[0] == "symbol" and factor[1].startswith(_VECTORS) for factor in factors) > 1:
+            raise UnreadableError("a product of vectors")  # a cross product depends on the order
         return factors[0] if len(factors) == 1 else ("multiply", factors)
 
     def mixed(self, factors: list[Node], token: Token) -> Node:

@@ -135,6 +135,11 @@ def is_negated_set(node: Node) -> bool:
     return node[0] == "multiply" and len(node[1]) == 2 and node[1][0] == MINUS_ONE and node[1][1][0] == "set"
 
 
+def is_known_set(node: Node) -> bool:
+    r"""Whether a node is `\mathbb{R}` or the like, or a part of it such as `\mathbb{Z}^+`."""
+    return any(name.startswith("mathbb ") for name in symbols(node))
+
+
 def interval(nodes: list[Node]) -> Node | None:
     """The interval that `x > 1` and `x < 2` are together, or None where two nodes are not such bounds."""
     if len(nodes) != 2 or nodes[0][:2] != nodes[1][:2] or nodes[0][0] != "named":
