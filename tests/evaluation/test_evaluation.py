@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from importlib.resources import files
@@ -713,6 +714,27 @@ def test_a_second_process_is_refused_before_it_loads_a_model(model_folder, sampl
     assert "Another process is writing" in capsys.readouterr().err
     assert command.run(first, options) == 0
     assert run(*argv) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_ends_with_a_line(number, model_folder, sample_file, tmp_path, capsys, monkeypatch):
+    argv = ("--model", str(model_folder), "--benchmarks", sample_file, "--output_dir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(HFEngine, "generate", lambda *args, **kwargs: os.kill(os.getpid(), number))
+        assert run(*argv) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == f"entropy-trl evaluate: interrupted by {number.name}."
+    assert run(*argv) == 0  # no lock is left behind
+
+
+def test_a_reader_that_stops_reading_costs_no_result(model_folder, sample_file, tmp_path, monkeypatch):
+    models = [f"one={model_folder}", f"two={model_folder}"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run("--model", *models, "--benchmarks", sample_file, "--output_dir", str(tmp_path)) == 141
+    tables = (tmp_path / "results.md").read_text()
+    assert all(f"\n## {name}\n" in tables for name in ("one", "two"))
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]\n", b'{"problem": 0, "sample": 0}\n', b"\xff\n", b"[" * 100_000 + b"\n"])

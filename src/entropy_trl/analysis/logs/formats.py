@@ -2,17 +2,13 @@
 
 import csv
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from entropy_trl.analysis.logs.entries import STEP_NAMES, Log, in_step_order, is_finite, load_json, mapping, with_steps
 from entropy_trl.analysis.logs.trackers import by_run, is_event_file, read_events, read_parquet, read_trackio
-from entropy_trl.analysis.pages import terminal
-
-
-logger = logging.getLogger(__name__)
+from entropy_trl.analysis.logs.unread import note_unread
 
 
 _SUFFIXES = (".jsonl", ".csv", ".parquet", ".db")
@@ -81,7 +77,7 @@ def _beside(file: Path) -> dict[str, Any]:
     try:
         return mapping(file)
     except ValueError as error:
-        logger.warning(terminal(f"Left out: {error}"))
+        note_unread(f"Left out: {error}")
         return {}
 
 
@@ -198,11 +194,9 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
             for row in reader:
                 rows.append({str(name): _cell(value) for name, value in row.items() if name})
         except csv.Error as error:  # a quote that is never closed, or a cell of more than 128 KiB
-            logger.warning(
-                terminal(
-                    f"{str(file)!r} is damaged after {len(rows)} rows, near line {reader.line_num} ({error}): the rest "
-                    "is not read."
-                )
+            note_unread(
+                f"{str(file)!r} is damaged after {len(rows)} rows, near line {reader.line_num} ({error}): the rest "
+                "is not read."
             )
     return rows
 

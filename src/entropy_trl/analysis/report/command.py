@@ -7,6 +7,7 @@ from pathlib import Path
 
 from entropy_trl.analysis.law.points import one_benchmark
 from entropy_trl.analysis.logs.runs import Run, read_runs
+from entropy_trl.analysis.logs.unread import collecting_unread
 from entropy_trl.analysis.report import SMOOTH, check_metrics, page_path, write_report
 
 
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prepare(options: argparse.Namespace) -> list[Run]:
-    """Reads the runs and checks the options.
+def prepare(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    """Reads the runs and checks the options. Returns the runs, and what could not be read.
 
     Raises:
         ValueError, OSError, ImportError: A mistake of the user's, in one line.
@@ -60,15 +61,19 @@ def prepare(options: argparse.Namespace) -> list[Run]:
         raise ImportError("The report fits the law with SciPy: pip install 'entropy-trl[analysis]'")
     if options.smooth < 1:
         raise ValueError(f"--smooth must be at least 1 point, got {options.smooth}.")
-    runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
+    with collecting_unread() as unread:
+        runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
     check_metrics(runs, (options.entropy, options.reward))
     folder = page_path(options.output).parent
     folder.mkdir(parents=True, exist_ok=True)
-    return runs
+    return runs, unread
 
 
-def run(runs: Sequence[Run], options: argparse.Namespace) -> int:
+def run(prepared: tuple[Sequence[Run], Sequence[str]], options: argparse.Namespace) -> int:
     """Writes the page, and prints where it is. Returns the exit code."""
-    page = write_report(runs, options.output, options.title, options.entropy, options.reward, smooth=options.smooth)
+    runs, unread = prepared
+    page = write_report(
+        runs, options.output, options.title, options.entropy, options.reward, smooth=options.smooth, unread=unread
+    )
     print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is in {page}.")
     return 0
