@@ -327,6 +327,8 @@ def test_every_text_of_a_records_file_is_text(tmp_path, capsys, hostile):
         ({"tracker": [{"apiKey": "SECRET"}], "password": "SECRET"}, True),
         ({"secrets": {"mine": "SECRET"}, "client_secret": "SECRET"}, True),
         ({"command": ["--x", "hf_SECRETabcdefgh123"], "url": "https://me:SECRET@host/x"}, True),
+        ({"command": "WANDB_API_KEY='SECRET' train.py --hub_token SECRET", "argv": ["--hub_token", "SECRET"]}, True),
+        ({"argv": ["--pad_token", "SECRET"], "text": "max_tokens=SECRET, the token is SECRET"}, False),
         ({"pad_token": "SECRET", "answer_key": "SECRET", "max_tokens": 5, "token_records": "SECRET"}, False),
     ],
 )

@@ -119,6 +119,7 @@ def _read_json(file: Path) -> list[Log]:
 
 def _read_json_lines(file: Path) -> list[Log]:
     rows: list[dict[str, Any]] = []
+    damaged: list[str] = []
     text = file.read_text(encoding="utf-8-sig")
     lines = text.split("\n")  # a text in JSON may have U+2028 and other line separators
     for number, line in enumerate(lines, start=1):
@@ -129,10 +130,17 @@ def _read_json_lines(file: Path) -> list[Log]:
         except (ValueError, RecursionError) as error:
             if rows and number == len(lines) and not text.endswith("\n"):  # the run is still writing it
                 break
-            raise ValueError(f"{str(file)!r}, line {number} is not valid JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{str(file)!r}, line {number} is not a JSON object.")
-        rows.append(row)
+            damaged.append(f"line {number} is not valid JSON: {error}.")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged.append(f"line {number} is not a JSON object.")
+    if damaged and not rows:
+        raise ValueError(f"{str(file)!r}, {damaged[0]}")
+    if damaged:
+        total = len(damaged) + len(rows)
+        note_unread(f"{str(file)!r} has {len(damaged)} damaged lines of {total}, which are not read: {damaged[0]}")
     return [Log(with_steps(rows, file))]
 
 
