@@ -78,6 +78,7 @@ def test_majority_at_k_of_many_samples():
     drawn = [math.comb(n - 3, k - j) / math.comb(n, k) for j in range(4)]  # a given set of j of the three, no other
     assert majority_at_k(n, 2, [1], k) == pytest.approx(drawn[3] + drawn[2] + 2 * drawn[1] + 2 * drawn[2] / 2)
     assert majority_at_k(2000, 3, [3], 2000) == 0.5
+    assert majority_at_k(5000, 2000, [2000, 900], 5000) == 0.5  # at once: there is one subset
 
 
 def test_metrics_refuse_what_cannot_be_estimated():
