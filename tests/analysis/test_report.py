@@ -418,6 +418,8 @@ def test_every_text_of_a_records_file_is_text(tmp_path, capsys, hostile):
         ({"tracker": [{"apiKey": "SECRET"}], "password": "SECRET"}, True),
         ({"secrets": {"mine": "SECRET"}, "client_secret": "SECRET"}, True),
         ({"command": ["--x", "hf_SECRETabcdefgh123"], "url": "https://me:SECRET@host/x"}, True),
+        ({"command": "WANDB_API_KEY='SECRET' train.py --hub_token SECRET", "argv": ["--hub_token", "SECRET"]}, True),
+        ({"argv": ["--pad_token", "SECRET"], "text": "max_tokens=SECRET, the token is SECRET"}, False),
         ({"pad_token": "SECRET", "answer_key": "SECRET", "max_tokens": 5, "token_records": "SECRET"}, False),
     ],
 )
@@ -699,6 +701,21 @@ def test_contrast_of_the_page():
             assert (lighter + 0.05) / (darker + 0.05) >= least, (name, scheme[name])
 
 
+def test_what_is_not_read_is_on_the_page(tmp_path):
+    """On stderr alone, a reader of the page would take the runs on it for all of them."""
+    write_run(tmp_path / "runs" / "good")
+    for name, content in (("cut", '{"step": 1, "entropy"'), (f"{HOSTILE[:40].replace('/', '')}", "")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "train_log.jsonl").write_text(content)
+    csv = "step,entropy,reward\n" + "".join(f"{step},0.5,0.1\n" for step in range(20))
+    (tmp_path / "x.csv").write_text(csv.replace("16,", '"16,'))
+    assert cli.main(["report", str(tmp_path / "runs"), str(tmp_path / "x.csv"), "--output", str(tmp_path)]) == 0
+    page = Page(tmp_path / "report.html")
+    unread = json.loads((tmp_path / "report.json").read_text())["unread"]
+    assert len(unread) == 3 and "cut" in unread[0] + unread[1] and "damaged after 16 rows" in unread[2]
+    assert all(" ".join(text.split()) in page.text for text in unread)
+
+
 @pytest.mark.parametrize("window", [1, 2, 10, 37, 100, 250])
 def test_a_running_mean_forgets_a_spike(window):
     values = np.random.default_rng(0).normal(size=100)
@@ -709,6 +726,7 @@ def test_a_running_mean_forgets_a_spike(window):
 
 
 def test_numbers():
+    assert [number(-0.0), number(-0.0, ".2f")] == ["0", "0.00"]
     values = [None, math.nan, 0.0, 0.04942, 12.3456, 123456.7, -math.inf, 1.0, 3.7e-5, 99.96, -99.95, 99.94]
     expected = ["\u2013", "\u2013", "0", "0.0494", "12.3", "123,457", "-∞", "1.00", "3.70e-05", "100", "-100", "99.9"]
     assert [number(value) for value in values] == expected

@@ -335,7 +335,8 @@ def state(log=GOOD, step=312):
         ("log.jsonl", LINES + '{"step": 10000000000000000000000000, "entropy": 0.1}\n', 40),
         ("trainer_state.json", state(None), "entries that are not JSON objects"),
         ("trainer_state.json", state(step=None), "global_step None, which is not a number"),
-        ("log.jsonl", LINES + '{"step": 400, "a": ' + "[" * 100000 + "]" * 100000 + "}\n", "line 41 is not valid JSON"),
+        ("log.jsonl", LINES + '{"step": 400, "a": ' + "[" * 100000 + "]" * 100000 + "}\n", 40),
+        ("log.jsonl", "\x00\n[]\n" + LINES, 40),
     ],
 )
 def test_odd_logs_are_read_or_refused_in_words(tmp_path, name, text, points):
@@ -424,6 +425,13 @@ def test_a_damaged_part_of_a_parquet_file_is_counted_and_left_out(tmp_path, capl
     file.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
     assert len(read_run(file).series("entropy").steps) == 20
     assert "has 10 damaged rows of 30" in caplog.text
+
+
+def test_damaged_lines_are_counted(tmp_path, caplog):
+    (tmp_path / "log.jsonl").write_text("\x00\n" + LINES[:600] + "\x00" + LINES[600:])
+    (run,) = read_runs([str(tmp_path)])
+    assert len(run.series("entropy").values) == 39
+    assert "has 2 damaged lines of 41, which are not read: line 1 is not valid JSON" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\xff", '{"seed": ' + "[" * 100_000])

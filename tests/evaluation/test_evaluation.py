@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from importlib.resources import files
@@ -78,6 +79,7 @@ def test_majority_at_k_of_many_samples():
     drawn = [math.comb(n - 3, k - j) / math.comb(n, k) for j in range(4)]  # a given set of j of the three, no other
     assert majority_at_k(n, 2, [1], k) == pytest.approx(drawn[3] + drawn[2] + 2 * drawn[1] + 2 * drawn[2] / 2)
     assert majority_at_k(2000, 3, [3], 2000) == 0.5
+    assert majority_at_k(5000, 2000, [2000, 900], 5000) == 0.5  # at once: there is one subset
 
 
 def test_metrics_refuse_what_cannot_be_estimated():
@@ -719,6 +721,27 @@ def test_a_second_process_is_refused_before_it_loads_a_model(model_folder, sampl
     assert "Another process is writing" in capsys.readouterr().err
     assert command.run(first, options) == 0
     assert run(*argv) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_ends_with_a_line(number, model_folder, sample_file, tmp_path, capsys, monkeypatch):
+    argv = ("--model", str(model_folder), "--benchmarks", sample_file, "--output_dir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(HFEngine, "generate", lambda *args, **kwargs: os.kill(os.getpid(), number))
+        assert run(*argv) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == f"entropy-trl evaluate: interrupted by {number.name}."
+    assert run(*argv) == 0  # no lock is left behind
+
+
+def test_a_reader_that_stops_reading_costs_no_result(model_folder, sample_file, tmp_path, monkeypatch):
+    models = [f"one={model_folder}", f"two={model_folder}"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run("--model", *models, "--benchmarks", sample_file, "--output_dir", str(tmp_path)) == 141
+    tables = (tmp_path / "results.md").read_text()
+    assert all(f"\n## {name}\n" in tables for name in ("one", "two"))
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]\n", b'{"problem": 0, "sample": 0}\n', b"\xff\n", b"[" * 100_000 + b"\n"])

@@ -713,6 +713,7 @@ def test_mistakes(capsys, arguments, says):
     [
         *(("--model_config", "config.json", text, "no model_type") for text in ("[]", "3", "{}", '{"model_type": 3}')),
         ("--model_config", "config.json", "[" * 100_000, "cannot be read"),
+        ("--model_config", "config.json", '{"model_type": "qwen2", "num_hidden_layers": 1%s}' % ("0" * 400), "at most"),
         ("--model_config", "config.json", json.dumps({"model_type": "qwen2", "hidden_size": "x"}), "expected int"),
         *(("--model_config", "config.json", json.dumps({"model_type": "qwen2"} | SMALL | {key: value}), f"{key} of its")
           for key, value in (("hidden_size", 0), ("num_attention_heads", 0), ("vocab_size", 10**30))),

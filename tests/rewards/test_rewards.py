@@ -19,6 +19,7 @@ import pytest
 from entropy_trl import CovGRPOTrainer
 from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 from entropy_trl.rewards import ANSWER_FORMATS, MathReward, accepts_itself, final_answer, math_reward
+from entropy_trl.rewards.equality import compare, verify
 
 
 ROOT = Path(__file__).parents[2]
@@ -414,6 +415,14 @@ def test_works_in_threads(endless_workers):
         assert list(threads.map(call, range(8))) == [[1.0, 0.0, 0.0]] * 8
 
 
+def test_a_fault_of_the_comparison_is_counted(monkeypatch):
+    """It is not one of the errors that unusual answers raise: it doesn't end a training, but it is no wrong answer."""
+    monkeypatch.setattr("entropy_trl.rewards.equality.tokenize", None)
+    assert compare("x+1", "1+x") is None
+    with pytest.raises(TypeError):
+        verify("x+1", "1+x")
+
+
 def test_a_worker_that_is_killed(endless_workers):
     """While it compares: the sample earns nothing and is counted. While it is idle: nobody notices."""
     reward = MathReward(workers=1, time_limit=600)
@@ -478,6 +487,17 @@ def test_in_process(monkeypatch):
     assert reward.workers == 0
     assert reward([HARD[0], box("y")], [HARD[1], "x"]) == [1.0, 0.0]
     assert len(workers_of()) == before
+
+
+def test_in_process_in_threads():
+    """Each comparison has the digits that it asks for, whatever another thread compares meanwhile."""
+    reward = MathReward(workers=0)
+    near = [(rf"1+2^{{-{200 + n}}}\\sqrt{{2}}", rf"1+2^{{-{200 + n}}}\\sqrt{{3}}") for n in range(8)]
+    same = [(rf"(x+\\sqrt{{{n + 2}}})^2", rf"x^2+2\\sqrt{{{n + 2}}}x+{n + 2}") for n in range(8)]
+    cases = [case for pair in zip(near, same, strict=True) for case in pair] * 8
+    with ThreadPoolExecutor(8) as threads:
+        rewards = list(threads.map(lambda case: reward([box(case[0])], [case[1]])[0], cases))
+    assert rewards == [0.0, 1.0] * 64
 
 
 @pytest.mark.parametrize(

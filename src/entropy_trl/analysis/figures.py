@@ -19,6 +19,7 @@ from entropy_trl.analysis.law.points import Points
 from entropy_trl.analysis.logs.runs import Series
 from entropy_trl.analysis.pages import printable
 from entropy_trl.analysis.svg import FILE_ONLY, GRID, INK, MUTED, page_element
+from entropy_trl.files import replacing, write_text
 
 
 try:
@@ -208,7 +209,8 @@ def law_overview(laws: Sequence[tuple[str, Points, LawFit]], path: Path) -> None
         texts = axes.legend(handles, [str(i) for i in range(len(handles))], frameon=False).get_texts()
         for text, group in zip(texts, colours, strict=True):
             text.set_text(printable(group))
-        figure.savefig(path, dpi=150)
+        with replacing(path) as part:
+            figure.savefig(part, dpi=150, format=path.suffix.removeprefix(".") or "png")
 
 
 def histogram(values: Mapping[str, Array], chosen: Mapping[str, Style], label: str) -> Figure:
@@ -361,9 +363,10 @@ def publish(
         svg = StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         if folder is not None:
-            (folder / f"{name}.svg").write_text(svg.getvalue(), encoding="utf-8")
+            write_text(folder / f"{name}.svg", svg.getvalue())
             figure.set_layout_engine("none")  # everything is in its place
-            figure.savefig(folder / f"{name}.png", dpi=160)
+            with replacing(folder / f"{name}.png") as part:
+                figure.savefig(part, dpi=160, format="png")
     return page_element(svg.getvalue(), name, title, finding, tuple(72 * x for x in (0, above, width, height)))
 
 

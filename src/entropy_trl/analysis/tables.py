@@ -28,6 +28,7 @@ def number(value: float | None, form: str | None = None) -> str:
         return NONE
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
+    value += 0.0  # -0.0 becomes 0.0
     if form is not None:
         return f"{value:{form}}"
     if value == 0 or abs(value) >= 99.95:  # three digits of 99.95 are "100."

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from entropy_trl.files import write_output
 from entropy_trl.templates import ANSWER_FORMATS
 
 
@@ -97,6 +98,10 @@ def dropped_line(row: int, reason: str, overlaps: Sequence[str]) -> dict[str, An
 
 def write_lines(file: str, lines: Iterable[Mapping[str, Any]], mode: Literal["w", "a"] = "w") -> None:
     path = Path(file).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open(mode, encoding="utf-8") as opened:
-        opened.writelines(json.dumps(line) + "\n" for line in lines)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if mode == "w":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_output(path, text)
+        return
+    with path.open("a", encoding="utf-8") as opened:
+        opened.write(text)

@@ -3,7 +3,9 @@
 import argparse
 import fcntl
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -313,10 +315,15 @@ def _completions(model: Model, benchmark: str) -> Path:
 def run(prepared: Job, options: argparse.Namespace) -> int:
     """Evaluates, writes and prints. Returns the exit code."""
     runs = list(prepared.earlier)
+    closed: BrokenPipeError | None = None
     with prepared.locks:
         for model in prepared.models:
             runs.append(_evaluate(prepared, model))
-            print(f"{model.name}\n\n{report.details_table(runs[-1])}\n", flush=True)
+            try:
+                print(f"{model.name}\n\n{report.details_table(runs[-1])}\n", flush=True)
+            except BrokenPipeError as error:  # `| head` has seen enough; the other models and the table are to come
+                closed = error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # libraries flush it too
     table = report.scores_table(runs, compare=options.compare is not None)
     if prepared.models:
         output_dir = Path(options.output_dir)
@@ -328,6 +335,8 @@ def run(prepared: Job, options: argparse.Namespace) -> int:
             tables = [report.scores_table(runs, compare=options.compare is not None)]
             tables += [f"## {of['name']}\n\n{report.details_table(of)}" for of in runs]
             write_text(output_dir / TABLES, "\n\n".join(tables) + "\n")
+    if closed is not None:
+        raise closed
     print(table)
     return 0
 

@@ -68,6 +68,9 @@ class ModelFacts:
         return 2 * self.layers * int(getattr(self.config, "num_key_value_heads", self.heads)) * self.head_dim
 
 
+_MOST_LAYERS = 10_000
+
+
 def load_config(name: str, file: str | None = None, revision: str | None = None) -> Any:
     """The model's configuration: of `file` (a config.json), of a local folder, or of the hub.
 
@@ -79,6 +82,9 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
             values = json.loads(Path(file).read_text())
             if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
                 raise ValueError("it has no model_type")
+            layers = values.get("num_hidden_layers")
+            if isinstance(layers, int) and layers > _MOST_LAYERS:  # transformers makes a list with an item for each
+                raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS:,}, got {str(layers)[:20]}")
             with told_of("its values are wrong"):
                 config = AutoConfig.for_model(values.pop("model_type"), **values)
         else:

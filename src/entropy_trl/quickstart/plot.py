@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from entropy_trl.analysis.figures import STYLES
+from entropy_trl.files import replacing
 from entropy_trl.quickstart.recipe import LABELS
 
 
@@ -42,7 +43,8 @@ def draw(logs: Mapping[str, Sequence[Log]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(logs))
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def _draw_method(axes: Axes, method: str, runs: Sequence[dict[int, float]]) -> None:

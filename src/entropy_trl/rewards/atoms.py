@@ -114,14 +114,14 @@ class Atoms(ABC):
             self.position += 1
         return self.tokens[start : self.position - 1]
 
-    def argument(self) -> Node:
+    def argument(self, is_root: bool = False) -> Node:
         r"""What follows `\frac` or `\sqrt`: a group, one digit or one letter."""
         token = self.token()
         if token is None:
             raise UnreadableError("an argument is missing")
         if token.kind == "number" and len(token.text) > 1:
-            if not token.text.isdigit():
-                raise UnreadableError("a decimal without braces")
+            if is_root or not token.text.isdigit():  # TeX draws the root of 50 as that of 5 in front of a 0
+                raise UnreadableError("a number without braces")
             rest = Token("number", token.text[1:], token.upright)
             self.tokens = (
                 *self.tokens[: self.position], Token("number", token.text[0]), rest, *self.tokens[self.position + 1 :]
@@ -213,13 +213,18 @@ class Atoms(ABC):
             return ("apply", name, arguments)
         return ("symbol", name)
 
-    def braced(self) -> Node:
-        node = self.sequence(("}", "choose", "over"))
+    def with_stacks(self, ends: tuple[str, ...]) -> Node:
+        r"""A sequence, or two of them with `\choose` or `\over` between, which take all of a group."""
+        node = self.sequence((*ends, "choose", "over"))
         operator = self.peek()
         if operator in ("choose", "over"):
             self.position += 1
-            other = self.sequence(("}",))
+            other = self.sequence(ends)
             node = ("call", "binom", [node, other]) if operator == "choose" else ratio(node, other)
+        return node
+
+    def braced(self) -> Node:
+        node = self.with_stacks(("}",))
         self.expect("}")
         return ("set", node[1]) if node[0] == "list" else node
 
@@ -256,7 +261,7 @@ class Atoms(ABC):
             if name == "sqrt" and self.take("["):
                 degree = self.sum()
                 self.expect("]")
-            node = ("call", "root", [self.argument() if name == "sqrt" else self.atom(), degree])
+            node = ("call", "root", [self.argument(is_root=True) if name == "sqrt" else self.atom(), degree])
             self.last_kind = "group"
             return node
         if name == "binom":

@@ -31,9 +31,10 @@ _DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}")
 _BASED = re.compile(r"([0-9A-F]*[A-F][0-9A-F]*)_(\d\d)")
 _MATHS_WORDS = {"and", "or", "pi", "inf", "infinity", "sqrt", "theta"}
 _TEXT_SYMBOLS = {",", "-", "'", ".", "(", ")", ":", '"', "!", "?"}
-#: What mpmath raises where a function has no value, and Python where a tree is deep or a list stands for a number.
-_FAILURES = (ArithmeticError, ValueError, TypeError, LookupError, NotImplementedError, RecursionError, MemoryError)
+#: What mpmath raises where a function has no value, and Python where a tree is deep.
+_FAILURES = (ArithmeticError, ValueError, LookupError, NotImplementedError, RecursionError, MemoryError)
 _DEGREES = (("deg", 1),)
+_ORDER = {"<", ">", "le", "ge"}  # `n > 2` is not `n > 2` for integers
 _SURE = 400  # bits: a power of ten in a percentage
 
 
@@ -43,6 +44,8 @@ def compare(answer: str, reference: str) -> str | None:
         return _compared(answer, reference, quick=True)
     except _FAILURES:
         return UNPARSED
+    except TypeError:  # a fault of ours must not end a training: the worker that repeats it crashes
+        return None
 
 
 def verify(answer: str, reference: str) -> str:
@@ -70,9 +73,19 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
     if _BROKEN_INLINE.search(answer) is None:
         given = phrases.without_introduction(given)
     if wanted_choice := phrases.choice(wanted):
-        return EQUAL if phrases.choice(given) == wanted_choice else DIFFERENT
+        letters = phrases.choice(given) or phrases.labelled_choice(given)
+        return EQUAL if letters == wanted_choice else DIFFERENT
     if answer.count(",") == 1 and sum("." in token.text for token in wanted if token.kind == "number") == 1:
         given = phrases.with_decimal_point(given) or given
+    given, wanted = phrases.with_notation(given), phrases.with_notation(wanted)
+    domains = [phrases.split_domain(tokens) for tokens in (given, wanted)]
+    if domains[0] and (domains[1] or not any(token.text in _ORDER for token in wanted)):
+        body, index, domain = domains[0]
+        _, other, target = domains[1] or (wanted, index, "Z")
+        if domain != target or (other != index and other in body):
+            return DIFFERENT
+        given = tuple(other if token == index else token for token in body)
+        wanted = domains[1][0] if domains[1] else wanted
     return _compared_tokens(given, wanted, quick)
 
 
@@ -105,8 +118,8 @@ def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick:
         given, wanted = moduli[0][0], moduli[1][0]
     if _DATE.fullmatch(joined[1]):
         return EQUAL if joined[0] == joined[1] else DIFFERENT
-    if based := _BASED.fullmatch(joined[1]):
-        return EQUAL if joined[0] in (based[1], joined[1]) else DIFFERENT
+    if _BASED.fullmatch(joined[1]):
+        return EQUAL if joined[0] == joined[1] else DIFFERENT
     return _by_readings(given, wanted, quick)
 
 

@@ -144,7 +144,8 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
             return ("named", sides[1], [("tuple", brackets[0], [sides[0], _INFINITY], ")", "order")])
         return ("sides", operators, sides)
     if operators == ["in"]:
-        return ("named", sides[0], [_form(sides[1])]) if _is_unknown(sides[0]) else ("sides", operators, sides)
+        is_named = _is_unknown(sides[0]) and (sides[1][0] in _STRUCTURES or shapes.is_known_set(sides[1]))
+        return ("named", sides[0], [_form(sides[1])]) if is_named else ("sides", operators, sides)
     if operators == ["ne"]:
         return ("sides", operators, sides)
     raise UnreadableError("several relations")
@@ -299,7 +300,7 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     if wanted[0] == given[0] == "based":
         return bool(wanted == given)
     if wanted[0] == "based":
-        return given[0] == "number" and given[1].denominator == 1 and str(given[1]) == wanted[1].lstrip("0")
+        return False  # without the base the digits are another number
     handler = _HANDLERS.get(wanted[0])
     if handler is not None or given[0] in _HANDLERS:
         return handler(wanted, given, quick) if handler is not None and wanted[0] == given[0] else False
@@ -348,6 +349,8 @@ def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
             sides.append(node[1:])
         elif node[0] == "named" and len(node[2]) == 1 and not contains(node, _STRUCTURES):
             sides.append((node[1], node[2][0]))
+        elif node is wanted and node[0] == "number" and shapes.is_sum_of_unknowns(given[1]):
+            return equal_values(wanted, given[2], quick)
         else:
             return False
     if len(symbols(sides[0])) < 2 and "equation" not in wanted[0]:

@@ -22,6 +22,7 @@ from entropy_trl.rewards.tokens import Token, UnreadableError, symbol
 _SUMS = {"+", "-", "pm", "mp"}
 _MATRICES = {"pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "Vmatrix", "smallmatrix", "array"}
 _LINES = {"aligned", "align", "gather", "gathered", "split", "equation", "cases", "dcases"}
+_VECTORS = ("\\vec ", "\\hat ", "bold ")
 _DEEPEST = 40
 
 
@@ -32,9 +33,9 @@ def parse(tokens: tuple[Token, ...]) -> Node:
         UnreadableError: The tokens are not in the grammar, or have more than one reading.
     """
     parser = _Parser(tokens)
-    node = parser.sequence(())
+    node = parser.with_stacks(())
     is_bracketed = tokens[:1] == (symbol("["),) and _closing_brackets(tokens) == [len(tokens) - 1]
-    if is_bracketed and node[0] not in ("tuple", "matrix"):
+    if is_bracketed and node[0] not in ("tuple", "matrix", "cup", "cap", "setminus"):
         raise UnreadableError("a number in brackets")
     if parser.position != len(parser.tokens):
         raise UnreadableError(f"{parser.peek()} is out of place")
@@ -126,6 +127,8 @@ class _Parser(Atoms):
                 kinds.append(self.last_kind)
             else:
                 break
+        if sum(factor[0] == "symbol" and factor[1].startswith(_VECTORS) for factor in factors) > 1:
+            raise UnreadableError("a product of vectors")  # a cross product depends on the order
         return factors[0] if len(factors) == 1 else ("multiply", factors)
 
     def mixed(self, factors: list[Node], token: Token) -> Node:

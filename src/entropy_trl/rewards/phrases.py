@@ -17,6 +17,7 @@ _INTRODUCTION = re.compile(
 _LABEL = re.compile(r"(?:[a-z]+ ){0,3}[a-z]{3,} : ")
 _NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
 _NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
+_CHINESE_NEGATIONS = set("不非否没未无")
 _MOST_WORDS = 9
 _CHOICE = {"option", "choice", "answer"}
 _LETTERS = "ABCDEFGH"
@@ -38,6 +39,8 @@ _SAME = {
     "allintegers": r"\mathbb{Z}",
 }
 
+_DOMAINS = {"mathbb Z": "Z", "Z": "Z", "mathbf Z": "Z", "mathbb N": "N", "N": "N"}
+
 Tokens = tuple[Token, ...]
 
 
@@ -45,6 +48,8 @@ def without_introduction(tokens: Tokens) -> Tokens:
     """The tokens behind `The answer is`, `we find that` or a label with a colon; the same tokens without any."""
     if len(tokens) > 1 and tokens[0].text == "therefore" and tokens[0].kind == "command":
         tokens = tokens[1:]
+    if len(tokens) > 1 and tokens[0].text.endswith(("为", "是")) and not _CHINESE_NEGATIONS & set(tokens[0].text):
+        return tokens[1:]
     texts: list[str] = []
     for token in tokens[:_MOST_WORDS]:
         if token.kind != "letters" and token.text not in (":", ","):
@@ -84,6 +89,45 @@ def choice(tokens: Tokens) -> str | None:
     if any(left >= right for left, right in pairwise(letters)):
         return None
     return letters if len(texts) == 1 or len(letters) > 1 else None
+
+
+def labelled_choice(tokens: Tokens) -> str | None:
+    r"""The letter in front of a choice, as in `\textbf{(C)}\ 5`; None where a second letter may follow."""
+    texts = [token.text for token in tokens[:3]]
+    if texts[::2] != ["(", ")"] or texts[1] not in _LETTERS or not tokens[1].upright or len(tokens) < 4:
+        return None
+    rest = tokens[3:]
+    has_letters = any(token.kind == "letters" or token.text in ("(", ",", "or", "and") for token in rest)
+    return None if has_letters else texts[1]
+
+
+def with_notation(tokens: Tokens) -> Tokens:
+    r"""The tokens of `3 \text{ to } 8` as a ratio, and of `]2, 5[` as an interval with parentheses."""
+    if len(tokens) == 3 and tokens[1].text == "to" and tokens[1].kind == "letters":
+        return (tokens[0], symbol(":"), tokens[2])
+    texts = [token.text for token in tokens]
+    brackets = [text for text in texts if text in ("[", "]", "(", ")")]
+    is_pair = len(tokens) > 4 and brackets == [texts[0], texts[-1]] and texts.count(",") + texts.count(";") == 1
+    if is_pair and brackets in (["]", "["], ["]", "]"], ["[", "["]):
+        first, last = symbol("(" if texts[0] == "]" else "["), symbol(")" if texts[-1] == "[" else "]")
+        return (first, *tokens[1:-1], last)
+    return tokens
+
+
+def split_domain(tokens: Tokens) -> tuple[Tokens, Token, str] | None:
+    r"""Split `k\pi, k \in \mathbb{Z}` into the tokens in front, the index and its set."""
+    texts = [token.text for token in tokens]
+    if texts[-1:] == [")"] and texts[-5:-4] == ["("]:
+        body, (index, relation, domain) = tokens[:-5], tokens[-4:-1]
+    elif len(tokens) > 3:
+        body, (index, relation, domain) = tokens[:-3], tokens[-3:]
+    else:
+        return None
+    if body and body[-1].text in (",", ";"):
+        body = body[:-1]
+    if relation.text != "in" or domain.text not in _DOMAINS or index.kind != "letters" or index not in body:
+        return None
+    return body, index, _DOMAINS[domain.text]
 
 
 def is_product(tokens: Tokens) -> bool:

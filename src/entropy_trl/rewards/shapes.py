@@ -80,6 +80,14 @@ def grouped(nodes: list[Node]) -> list[Node]:
     ]
 
 
+def is_sum_of_unknowns(node: Node) -> bool:
+    """Whether a node is `m + n` or the like, of which a problem asks the value; a line has `x` and `y`."""
+    if node[0] != "add" or any(part[0] != "symbol" for part in node[1]):
+        return False
+    names = {part[1] for part in node[1]}
+    return len(names) == len(node[1]) and all(len(name) == 1 and name not in "xyztei" for name in names)
+
+
 def in_order(nodes: list[Node]) -> list[Node]:
     """Named values in the order of their names, where these are single letters; else as they are."""
     names = [node[1][1] for node in nodes if node[0] == "named" and node[1][0] == "symbol"]
@@ -125,6 +133,11 @@ def without_points(node: Node, form: Callable[[Node], Node]) -> Node:
 
 def is_negated_set(node: Node) -> bool:
     return node[0] == "multiply" and len(node[1]) == 2 and node[1][0] == MINUS_ONE and node[1][1][0] == "set"
+
+
+def is_known_set(node: Node) -> bool:
+    r"""Whether a node is `\mathbb{R}` or the like, or a part of it such as `\mathbb{Z}^+`."""
+    return any(name.startswith("mathbb ") for name in symbols(node))
 
 
 def interval(nodes: list[Node]) -> Node | None:

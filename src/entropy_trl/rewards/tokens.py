@@ -48,6 +48,8 @@ _PLAIN = "0123456789+-ni"
 _RAISED, _LOWERED = re.compile(f"[{_SUPERSCRIPTS}]+"), re.compile(f"[{_SUBSCRIPTS}]+")
 _FROM_SCRIPT = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, _PLAIN * 2)
 _NOT_EQUAL = re.compile(r"\\not\s*=")
+_VECTOR = re.compile(r"\\(?:vec|overrightarrow|hat)(?![a-zA-Z])|\\(?:mathbf|boldsymbol|bm)\s*\{?[a-zA-Z]")
+_CROSS = re.compile(r"(?<![\d\s])\s*\\times(?![a-zA-Z])|(?<=[^\d\s]\s)\\times(?![a-zA-Z])")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
@@ -115,6 +117,8 @@ def tokenize(text: str) -> tuple[Token, ...]:
     """
     text = _RAISED.sub(lambda match: "^{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     text = _LOWERED.sub(lambda match: "_{" + match[0].translate(_FROM_SCRIPT) + "}", text)
+    if _VECTOR.search(text):
+        text = _CROSS.sub(r"\\crossproduct ", text)
     text = _VULGAR.sub(lambda match: _vulgar(match[0]), text)
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
     tokens = _degrees(_scan(_NOT_EQUAL.sub(r"\\ne ", text)))

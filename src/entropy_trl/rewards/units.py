@@ -169,6 +169,8 @@ def _parse(tokens: tuple[Token, ...], powers: dict[str, int], sign: int) -> bool
                 "C", "F", "Celsius", "Fahrenheit", "celsius",
             ):  # fmt: skip
                 name, position = "degree " + tokens[position].text[0].upper(), position + 1
+            if token.text == "mu" and position < len(tokens) and tokens[position].upright:
+                name, position = UNITS.get("u" + tokens[position].text), position + 1
             if name is None:
                 return False
             if position < len(tokens) and tokens[position].text in ("squared", "cubed"):

@@ -247,6 +247,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
+_NAMES = {int: "an integer of 64 bits", float: "a number", str: "a text", dict: "a map"}
+
+
 def _check_metadata(file: Path, metadata: Any) -> None:
     """Refuse metadata of other names or types: the file may come from anywhere."""
     if not isinstance(metadata, dict) or set(metadata) != set(_KINDS):
@@ -257,7 +260,9 @@ def _check_metadata(file: Path, metadata: Any) -> None:
         value = metadata[name]
         # An integer beyond 64 bits fits into no column and no figure.
         if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
-            raise ValueError(f"{str(file)!r} has the {name} {str(value)[:40]!r} in its metadata, which cannot be one.")
+            raise ValueError(
+                f"{str(file)!r} has the {name} {str(value)[:40]!r} in its metadata, which is not {_NAMES[kinds[0]]}."
+            )
     for group, text in metadata["prompts"].items():
         if not isinstance(text, str) or not group.isdecimal():
             raise ValueError(f"{str(file)!r} has a prompt of group {group[:40]!r} in its metadata that is not text.")

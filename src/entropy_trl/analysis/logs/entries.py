@@ -1,17 +1,14 @@
 """The entries of a log: flat, in order, each with its step. And the JSON files that have them."""
 
 import json
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropy_trl.analysis.pages import terminal
+from entropy_trl.analysis.logs.unread import note_unread
 
-
-logger = logging.getLogger(__name__)
 
 #: Where an entry may have its step, the first that the log has anywhere counts. W&B's `_step` counts the calls of
 #: `log`, so it is taken only where the trainer's own step is not there.
@@ -68,7 +65,7 @@ def with_steps(rows: Iterable[Mapping[str, Any]], source: Path) -> list[dict[str
     entries = []
     for row in flat:
         if any(_is_infinite(row.get(n)) for n in names):
-            logger.warning(terminal(f"{str(source)!r} has an entry whose step is too large: it is not read."))
+            note_unread(f"{str(source)!r} has an entry whose step is too large: it is not read.")
             continue
         step = next((int(row[n]) for n in names if is_finite(row.get(n))), step)
         entries.append({"step": step} | {k: v for k, v in row.items() if k != "step" and v is not None})

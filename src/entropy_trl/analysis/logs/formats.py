@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +9,7 @@ from typing import Any
 
 from entropy_trl.analysis.logs.entries import STEP_NAMES, Log, in_step_order, is_finite, load_json, mapping, with_steps
 from entropy_trl.analysis.logs.trackers import by_run, is_event_file, read_events, read_parquet, read_trackio
-from entropy_trl.analysis.pages import terminal
-
-
-logger = logging.getLogger(__name__)
+from entropy_trl.analysis.logs.unread import note_unread
 
 
 _SUFFIXES = (".jsonl", ".csv", ".parquet", ".db")
@@ -90,7 +86,7 @@ def _beside(file: Path) -> dict[str, Any]:
     try:
         return mapping(file)
     except ValueError as error:
-        logger.warning(terminal(f"Left out: {error}"))
+        note_unread(f"Left out: {error}")
         return {}
 
 
@@ -132,6 +128,7 @@ def _read_json(file: Path) -> list[Log]:
 
 def _read_json_lines(file: Path) -> list[Log]:
     rows: list[dict[str, Any]] = []
+    damaged: list[str] = []
     text = file.read_text(encoding="utf-8-sig")
     lines = text.split("\n")  # a text in JSON may have U+2028 and other line separators
     for number, line in enumerate(lines, start=1):
@@ -142,10 +139,17 @@ def _read_json_lines(file: Path) -> list[Log]:
         except (ValueError, RecursionError) as error:
             if rows and number == len(lines) and not text.endswith("\n"):  # the run is still writing it
                 break
-            raise ValueError(f"{str(file)!r}, line {number} is not valid JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{str(file)!r}, line {number} is not a JSON object.")
-        rows.append(row)
+            damaged.append(f"line {number} is not valid JSON: {error}.")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged.append(f"line {number} is not a JSON object.")
+    if damaged and not rows:
+        raise ValueError(f"{str(file)!r}, {damaged[0]}")
+    if damaged:
+        total = len(damaged) + len(rows)
+        note_unread(f"{str(file)!r} has {len(damaged)} damaged lines of {total}, which are not read: {damaged[0]}")
     return [Log(with_steps(rows, file))]
 
 
@@ -207,11 +211,9 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
             for row in reader:
                 rows.append({str(name): _cell(value) for name, value in row.items() if name})
         except csv.Error as error:  # a quote that is never closed, or a cell of more than 128 KiB
-            logger.warning(
-                terminal(
-                    f"{str(file)!r} is damaged after {len(rows)} rows, near line {reader.line_num} ({error}): the rest "
-                    "is not read."
-                )
+            note_unread(
+                f"{str(file)!r} is damaged after {len(rows)} rows, near line {reader.line_num} ({error}): the rest "
+                "is not read."
             )
     return rows
 

@@ -5,7 +5,6 @@ trainer, TRL or a network.
 """
 
 import difflib
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,10 +19,8 @@ import numpy.typing as npt
 from entropy_trl.analysis.logs import formats
 from entropy_trl.analysis.logs.entries import Log
 from entropy_trl.analysis.logs.trackers import is_event_file, read_events
-from entropy_trl.analysis.pages import terminal
+from entropy_trl.analysis.logs.unread import note_unread
 
-
-logger = logging.getLogger(__name__)
 
 #: The names under which trainers log a quantity, in the order in which they are tried; `*` stands for any text. TRL's
 #: are first, as in `trainer_state.json` (`NAME`, `eval_NAME`). [`Run.find`] also tries what transformers makes of them
@@ -297,7 +294,7 @@ def _readable(paths: Sequence[Path], read: Callable[[Path], list[Run]]) -> list[
     if errors and not runs:
         raise errors[0]
     for left_out in errors:
-        logger.warning(terminal(f"Left out: {left_out}"))
+        note_unread(f"Left out: {left_out}")
     return runs
 
 
@@ -316,7 +313,7 @@ def _log_of(folder: Path) -> Path | None:
     if errors and not steps:
         raise errors[0]
     for left_out in errors:
-        logger.warning(terminal(f"Left out: {left_out}"))
+        note_unread(f"Left out: {left_out}")
     if steps:
         return max(steps, key=lambda file: (steps[file], file.parent == folder))
     return next(iter(sorted(folder.glob("*.wandb"))), None)

@@ -1,7 +1,6 @@
 """The stores of trackers: Parquet and trackio's SQLite, and TensorBoard's event files."""
 
 import json
-import logging
 import sqlite3
 import struct
 from collections.abc import Iterable, Mapping
@@ -10,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_trl.analysis.logs.entries import Log, with_steps
-from entropy_trl.analysis.pages import terminal
-
-
-logger = logging.getLogger(__name__)
+from entropy_trl.analysis.logs.unread import note_unread
 
 
 def is_event_file(file: Path) -> bool:
@@ -53,7 +49,7 @@ def read_parquet(file: Path) -> list[Log]:
         raise ValueError(f"{str(file)!r} is damaged: none of its {damaged} rows can be read.")
     if damaged:
         total = damaged + len(rows)
-        logger.warning(terminal(f"{str(file)!r} has {damaged} damaged rows of {total}: they are not read."))
+        note_unread(f"{str(file)!r} has {damaged} damaged rows of {total}: they are not read.")
     return by_run(rows, file)
 
 
@@ -82,7 +78,7 @@ def read_trackio(file: Path) -> list[Log]:
         names[run] = name
         entries.setdefault(run, []).append({"_step": step} | values)
     if damaged:
-        logger.warning(terminal(f"{str(file)!r} has {damaged} damaged rows of {len(rows)}: they are not read."))
+        note_unread(f"{str(file)!r} has {damaged} damaged rows of {len(rows)}: they are not read.")
     if not entries:
         raise ValueError(f"{str(file)!r} has no row of metrics that can be read.")
     return [
@@ -108,11 +104,8 @@ def _tell_damage(file: Path) -> None:
         if whole and end + 4 > len(data):
             return
         if not whole or masked_crc32c(data[start + 12 : end]) != struct.unpack_from("<I", data, end)[0]:
-            logger.warning(
-                terminal(
-                    f"{str(file)!r} is damaged after {count} records, at byte {start} of {len(data)}: the rest is not "
-                    "read."
-                )
+            note_unread(
+                f"{str(file)!r} is damaged after {count} records, at byte {start} of {len(data)}: the rest is not read."
             )
             return
         start, count = end + 4, count + 1

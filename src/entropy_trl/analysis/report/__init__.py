@@ -45,6 +45,7 @@ def write_report(
     reward: str | None = None,
     benchmark: str | None = None,
     smooth: int = SMOOTH,
+    unread: Sequence[str] = (),
 ) -> Path:
     """Write the report of some runs. Runs of one group are seeds: one line, the mean, with their range as a band.
 
@@ -58,6 +59,7 @@ def write_report(
             reward, and the law the accuracy of an evaluation if there are enough.
         benchmark: The evaluation data set, where TRL evaluated on several and logged all under the same names.
         smooth: Logged points in the running mean of noisy training metrics; 1 for none.
+        unread: What could not be read, a sentence each: the page says it at its top.
 
     Returns:
         The page.
@@ -80,7 +82,11 @@ def write_report(
     html = (
         environment()
         .get_template("page.html")
-        .render(_content(page, title), css=Markup(tokens.COMPLETION_CSS + style_sheet("page.css")), version=__version__)
+        .render(
+            _content(page, title, unread),
+            css=Markup(tokens.COMPLETION_CSS + style_sheet("page.css")),
+            version=__version__,
+        )
     )
     write_output(file, html)
     write_output(file.with_suffix(".json"), json.dumps(plain(page.numbers, digits=6), allow_nan=False) + "\n")
@@ -111,8 +117,9 @@ def check_metrics(runs: Sequence[Run], metrics: Iterable[str | None]) -> None:
             )
 
 
-def _content(page: Page, title: str | None) -> dict[str, Any]:
+def _content(page: Page, title: str | None, unread: Sequence[str]) -> dict[str, Any]:
     """The variables of the template."""
+    page.numbers["unread"] = list(unread)
     page.numbers["title"] = title = title or _default_title(list(page.groups))
     sections = curves.sections(page)
     return {
@@ -121,7 +128,7 @@ def _content(page: Page, title: str | None) -> dict[str, Any]:
         "dashes": _DASHES,
         "markers": {style.marker: figures.marker_outline(style.marker) for style in page.styles.values()},
         "colours": PAGE_COLOURS,
-        "states": _unfinished(page),
+        "states": [*unread, *_unfinished(page)],
         "verdicts": verdicts.section(page),
         "symbols": verdicts.SYMBOLS,
         "advice": verdicts.common_advice(page),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from entropy_trl.analysis.law.points import one_benchmark
 from entropy_trl.analysis.logs.runs import Run, read_runs
+from entropy_trl.analysis.logs.unread import collecting_unread
 from entropy_trl.analysis.report import SMOOTH, check_metrics, page_path, write_report
 from entropy_trl.analysis.report.watch import watch
 
@@ -66,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prepare(options: argparse.Namespace) -> list[Run]:
-    """Reads the runs and checks the options.
+def prepare(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    """Reads the runs and checks the options. Returns the runs, and what could not be read.
 
     Raises:
         ValueError, OSError, ImportError: A mistake of the user's, in one line.
@@ -81,33 +82,41 @@ def prepare(options: argparse.Namespace) -> list[Run]:
     if options.watch:
         _check_paths(options.runs)
     folder = page_path(options.output).parent
-    runs = [] if options.watch else _read(options)
+    prepared: tuple[list[Run], list[str]] = ([], []) if options.watch else _read(options)
     folder.mkdir(parents=True, exist_ok=True)
-    return runs
+    return prepared
 
 
-def run(runs: Sequence[Run], options: argparse.Namespace) -> int:
+def run(prepared: tuple[Sequence[Run], Sequence[str]], options: argparse.Namespace) -> int:
     """Writes the page, and prints where it is. Returns the exit code."""
 
-    def write(found: Sequence[Run]) -> Path:
+    def write(runs: Sequence[Run], unread: Sequence[str]) -> Path:
         return write_report(
-            found, options.output, options.title, options.entropy, options.reward, smooth=options.smooth
+            runs, options.output, options.title, options.entropy, options.reward, smooth=options.smooth, unread=unread
         )
 
     if options.watch:
+        unread: list[str] = []
+
+        def read() -> Sequence[Run]:
+            runs, unread[:] = _read(options)
+            return runs
+
         print(f"The report will be in {page_path(options.output)}. Ctrl-C ends the watch.", flush=True)
-        watch(lambda: _read(options), write, options.interval)
+        watch(read, lambda runs: write(runs, unread), options.interval)
         return 0
-    page = write(runs)
+    runs, notes = prepared
+    page = write(runs, notes)
     print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is in {page}.")
     return 0
 
 
-def _read(options: argparse.Namespace) -> list[Run]:
-    """The runs, checked against the options."""
-    runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
+def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    """The runs, checked against the options, and what could not be read."""
+    with collecting_unread() as unread:
+        runs = [one_benchmark(run, options.benchmark) for run in read_runs(options.runs)]
     check_metrics(runs, (options.entropy, options.reward))
-    return runs
+    return runs, unread
 
 
 def _check_paths(specs: Sequence[str]) -> None:

@@ -174,8 +174,9 @@ def _smoothed(series: Series, window: int) -> Series:
     window = min(window, count)
     # Sums from the start of each block of `window` points, and to its end: a window is one of each.
     blocks = np.pad(series.values, (0, -count % window)).reshape(-1, window)
-    from_start = blocks.cumsum(axis=1).ravel()[:count]
-    to_end = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()[:count]
+    with np.errstate(over="ignore"):  # values near the largest float add up to infinity, which is not drawn
+        from_start = blocks.cumsum(axis=1).ravel()[:count]
+        to_end = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()[:count]
     starts = np.arange(count) - window + 1
     spans_two = (starts > 0) & (starts % window != 0)
     sums = from_start + np.where(spans_two, to_end[np.maximum(starts, 0)], 0.0)
