@@ -25,10 +25,10 @@ def check_numbers(config: Any) -> None:
     """Check the numbers that decide what a rollout and a step are.
 
     Args:
-        config (`GRPOConfig`): before its own `__post_init__`, which divides by some of them.
+        config (`GRPOConfig`): The configuration, before its own `__post_init__`, which divides by some of them.
 
     Raises:
-        ValueError: a count is below 1, or a share or a coefficient is outside its range or not finite.
+        ValueError: A count is below 1, or a share or a coefficient is outside its range or not finite.
     """
     for name in _COUNTS:
         value = getattr(config, name)
@@ -51,7 +51,7 @@ def check_deepspeed(file: str) -> dict[str, Any]:
     """Read a DeepSpeed configuration.
 
     Raises:
-        ValueError: it is not JSON, or no mapping of settings.
+        ValueError: It is not JSON, or no mapping of settings.
     """
     try:
         values = json.loads(Path(file).read_text())

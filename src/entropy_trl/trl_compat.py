@@ -90,16 +90,20 @@ class PlainLogProbs:
         Args:
             hidden (`Tensor` of shape `(N, H)`):
                 Hidden states of the tokens before those that are scored.
-            weight (`Tensor` of shape `(V, H)`), bias (`Tensor` of shape `(V,)`, *optional*):
-                The LM head.
+            weight (`Tensor` of shape `(V, H)`):
+                Weight of the LM head.
+            bias (`Tensor` of shape `(V,)`, *optional*):
+                Bias of the LM head.
             targets (`Tensor` of shape `(N,)`):
                 The tokens to score.
             temperature (`float`):
                 What the logits are divided by.
             chunk_size (`int`):
                 Vocabulary entries of a tile, for TRL's kernels.
-            softcap (`float`, *optional*), logit_scale (`float`):
-                The model's own transformation of its logits.
+            softcap (`float`, *optional*):
+                Bound of the model's own `tanh` on its logits.
+            logit_scale (`float`):
+                Factor of the model's logits, before the bound.
             outputs (`tuple[str, ...]`):
                 Which results are wanted. GRPO wants `log_probs` and `entropy`.
 

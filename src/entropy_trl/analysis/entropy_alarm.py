@@ -63,14 +63,15 @@ def entropy_alarm(
     """Say whether entropy has collapsed or surged, and advise what fits the control that is running.
 
     Args:
-        start (`float`): entropy at the start, positive, in nats a token.
-        now (`float`): entropy now.
-        settings (mapping): the configuration of the run, as its `to_dict` gives it.
-        collapse (`float`, *optional*, defaults to 0.5): share of the start at or below which it is a collapse.
-        surge (`float`, *optional*, defaults to 1.5): multiple of the start at or above which it is a surge.
+        start (`float`): Entropy at the start, positive, in nats a token.
+        now (`float`): Entropy now.
+        settings (`Mapping[str, Any]`): The configuration of the run, as its `to_dict` gives it.
+        collapse (`float`, *optional*, defaults to `0.5`): Share of the start at or below which it is a collapse.
+        surge (`float`, *optional*, defaults to `1.5`): Multiple of the start at or above which it is a surge.
 
     Returns:
-        The kind (`"collapse"` or `"surge"`), what has happened, and the advice, as sentences; None if neither is true.
+        `tuple[str, str, str] | None`: The kind (`"collapse"` or `"surge"`), what has happened, and the advice, as
+        sentences; None if neither is true.
 
     Example:
 

@@ -79,11 +79,11 @@ def prepare(options: argparse.Namespace) -> Job:
     """Do everything up to the first step of training.
 
     Args:
-        options (`argparse.Namespace`): what [`parse_train_args`] returns, as `script_args`, `training_args`,
+        options (`argparse.Namespace`): What [`parse_train_args`] returns, as `script_args`, `training_args`,
             `model_args` and `mixture_args`.
 
     Raises:
-        UsageError: a mistake of the user's.
+        UsageError: A mistake of the user's.
     """
     from entropy_trl.rollout.sampling import check_prompts
 

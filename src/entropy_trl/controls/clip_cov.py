@@ -35,9 +35,9 @@ class ClipCov(EntropyControl):
     and does not depend on the micro-batches; the pool may be the whole optimizer step.
 
     Args:
-        fraction (`float`, *optional*, defaults to 2e-4): Share of the pool's tokens to drop, in (0, 1].
-        cov_low (`float`, *optional*, defaults to 1.0): Lower bound of the band, excluded; nats times advantage.
-        cov_high (`float`, *optional*, defaults to 5.0): Upper bound of the band, excluded.
+        fraction (`float`, *optional*, defaults to `2e-4`): Share of the pool's tokens to drop, in (0, 1].
+        cov_low (`float`, *optional*, defaults to `1.0`): Lower bound of the band, excluded; nats times advantage.
+        cov_high (`float`, *optional*, defaults to `5.0`): Upper bound of the band, excluded.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` drops as many tokens, drawn from all
             tokens instead of the band: the null hypothesis that the covariance does not matter. In a pool of one
             sequence, which has no band, it drops `floor(fraction * N)`. `"top"` drops as many tokens too, those with

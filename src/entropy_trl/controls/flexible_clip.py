@@ -92,20 +92,20 @@ class FlexibleClip(EntropyControl):
 
     Args:
         strategy (`str`, *optional*, defaults to `"increase_then_decrease"`): See above.
-        upper_slope (`float`, *optional*, defaults to -0.25): Slope of the dynamic upper threshold; below 1.
-        upper_base (`float`, *optional*, defaults to 0.5): The dynamic upper threshold at `p = 0`.
-        lower_slope (`float`, *optional*, defaults to -0.13): Slope of the dynamic lower threshold; above -1.
-        lower_base (`float`, *optional*, defaults to 0.3): The dynamic lower threshold at `p = 0`.
-        epsilon_std (`float`, *optional*, defaults to 0.2): A threshold that is not dynamic.
+        upper_slope (`float`, *optional*, defaults to `-0.25`): Slope of the dynamic upper threshold; below 1.
+        upper_base (`float`, *optional*, defaults to `0.5`): The dynamic upper threshold at `p = 0`.
+        lower_slope (`float`, *optional*, defaults to `-0.13`): Slope of the dynamic lower threshold; above -1.
+        lower_base (`float`, *optional*, defaults to `0.3`): The dynamic lower threshold at `p = 0`.
+        epsilon_std (`float`, *optional*, defaults to `0.2`): A threshold that is not dynamic.
         epsilon_std_lower (`float`, *optional*): The lower one; defaults to `epsilon_std`. Ours: the paper has one for
             both. A small one keeps unlikely tokens from vanishing, which holds entropy up.
-        phase_split (`float`, *optional*, defaults to 0.5): Share of the training in the first phase, in (0, 1).
+        phase_split (`float`, *optional*, defaults to `0.5`): Share of the training in the first phase, in (0, 1).
         second_half_lower (`str`, *optional*, defaults to `"fade_out"`): `"fade_out"` or `"fade_in"`, see above.
-        entropy_floor (`float`, *optional*, defaults to 0.2): `tau_low / H_init`, in [0, 1).
+        entropy_floor (`float`, *optional*, defaults to `0.2`): `tau_low / H_init`, in [0, 1).
         initial_mode (`str`, *optional*, defaults to `"lower"`): The mode until an entropy asks for another, `"lower"`
             or `"raise"`.
         entropy_target (`float`, *optional*): The entropy that the strategy `"target"` holds, and needs; nats.
-        entropy_band (`float`, *optional*, defaults to 0.02): Half the width of the band around the target, nats.
+        entropy_band (`float`, *optional*, defaults to `0.02`): Half the width of the band around the target, nats.
 
     Raises:
         ValueError: If a value is out of its range, or the target does not fit the strategy.

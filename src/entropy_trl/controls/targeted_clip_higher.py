@@ -32,10 +32,10 @@ class TargetedClipHigher(EntropyControl):
     ADAPO is the same idea, found independently: the upper bound grows where the entropy is too low.
 
     Args:
-        epsilon (`float`, *optional*, defaults to 0.6): The ratio is clipped below at `1 - epsilon`; in (0, 1).
-        delta (`float`, *optional*, defaults to 0.25): How far the upper bound moves in a step, positive.
-        k_max (`float`, *optional*, defaults to 2.5): How far it may be widened at most, not negative.
-        entropy_target (`float`, *optional*, defaults to 0.3): Mean entropy to hold, nats a token, not negative.
+        epsilon (`float`, *optional*, defaults to `0.6`): The ratio is clipped below at `1 - epsilon`; in (0, 1).
+        delta (`float`, *optional*, defaults to `0.25`): How far the upper bound moves in a step, positive.
+        k_max (`float`, *optional*, defaults to `2.5`): How far it may be widened at most, not negative.
+        entropy_target (`float`, *optional*, defaults to `0.3`): Mean entropy to hold, nats a token, not negative.
 
     Raises:
         ValueError: If a value is out of its range.

@@ -37,7 +37,7 @@ class ControlWatch:
 
     Args:
         trainer ([`~trl.GRPOTrainer`]): The trainer, whose model may have dropout: of that it warns at once.
-        control ([`EntropyControl`]): Its control.
+        control ([`EntropyControl`]): The trainer's control.
     """
 
     file = "entropy_control_watch.json"

@@ -16,7 +16,7 @@ def completion_digests(completion_ids: Sequence[Sequence[int]]) -> Tensor:
             do: `mask_truncated_completions` empties it.
 
     Returns:
-        `Tensor` of shape (B,), int64: The digests. Equal tokens have equal digests, and different ones different digests
+        `Tensor` of shape (B,), int64: The digests. Equal tokens have equal digests, and different ones differ
         up to chance (1e-12 for ten thousand completions).
     """
     digests = [

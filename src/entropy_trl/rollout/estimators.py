@@ -38,7 +38,7 @@ def estimate_advantages(name: str, rewards: Tensor, num_generations: int, quanti
         rewards (`Tensor` of shape (N,)): Weighted sum of the rewards of each completion; the completions of a prompt
             follow each other.
         num_generations (`int`): Completions of a prompt, G.
-        quantile (`float`, *optional*, defaults to 0.4): K of `quantile`, in (0, 1).
+        quantile (`float`, *optional*, defaults to `0.4`): K of `quantile`, in (0, 1).
 
     Returns:
         `Tensor` of shape (N,): The advantages.

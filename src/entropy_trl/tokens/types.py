@@ -38,7 +38,7 @@ class TokenBatch:
             draws depend on it alone. Defaults to `0..B-1`.
         clipped (`Tensor` of shape (B, T), bool, *optional*):
             Tokens that the loss's own ratio clip already leaves without gradient. Defaults to none.
-        seed (`int`, *optional*, defaults to 0):
+        seed (`int`, *optional*, defaults to `0`):
             Seed of this optimizer step's random draws.
         rounding (`float`, *optional*):
             How far two forward passes of one policy may differ in a log-probability, nats, relative to
@@ -49,7 +49,7 @@ class TokenBatch:
         entropies (`Tensor` of shape (B, T), *optional*):
             Entropy of the next-token distribution under the current policy, nats, no gradient. Always there in a
             micro-batch; in a pool where the control asks for it (`EntropyControl.scores_entropies`).
-        progress (`float`, *optional*, defaults to 0):
+        progress (`float`, *optional*, defaults to `0`):
             Share of the training's optimizer steps that are done, in [0, 1).
         state (`Mapping[str, float]`, *optional*):
             The control's state at this step (`EntropyControl.next_state`); the same in the whole step.
