@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 
 from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.sampling import Group, PromptStream, fill_rollout, has_signal
+from entropy_trl.trl_compat import completion_ends
 
 
 def weighted_reward(rewards: Tensor, weights: Tensor) -> Tensor:
@@ -223,7 +224,7 @@ class GenerationRounds:
         written = [True] * len(ids) if tool_mask is None else [any(mask) for mask in tool_mask]
         if not trainer.mask_truncated_completions:
             return written
-        ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}  # as TRL tells truncated completions
+        ends = completion_ends(trainer)
         return [has_token and row[-1] in ends for has_token, row in zip(written, ids, strict=True)]
 
     def _merge_reward_metrics(self) -> None:
