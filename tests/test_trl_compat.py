@@ -9,9 +9,10 @@ import torch
 import trl
 from packaging.requirements import Requirement
 from packaging.version import Version
+from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl import CovGRPOConfig, trl_compat
-from entropy_trl.trl_compat import TESTED, PlainLogProbs, adapt_trl
+from entropy_trl.trl_compat import TESTED, PlainLogProbs, adapt_trl, completion_ends
 
 
 def test_the_tested_range_is_the_required_one():
@@ -44,6 +45,18 @@ def test_a_fused_loss_that_no_control_can_reach_is_refused(monkeypatch, make_con
             make_config(CovGRPOConfig, use_liger_kernel=True)
     else:
         make_config(CovGRPOConfig, use_liger_kernel=True)
+
+
+@pytest.mark.parametrize(("version", "listed"), [("1.13.0", False), ("1.14.0", True)])
+def test_the_ends_of_a_completion(monkeypatch, make_trainer, version, listed):
+    trainer = make_trainer(GRPOTrainer, GRPOConfig)
+    tokenizer = trainer._tokenizer
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert completion_ends(trainer) == ends  # with the installed version
+    other = max(ends) + 1
+    monkeypatch.setattr(trl_compat, "installed", Version(version))
+    trainer.eos_token_ids = [tokenizer.eos_token_id, other]  # as a generation configuration with two of them
+    assert completion_ends(trainer) == ends | ({other} if listed else set())
 
 
 @pytest.mark.parametrize("bias", [False, True])

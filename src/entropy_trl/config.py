@@ -78,7 +78,7 @@ class CovGRPOConfig(GRPOConfig):
             `None` for a control that has a ratio clip of its own (flexible clip, targeted clip-higher, CE-GPPO).
 
     Raises:
-        ValueError: if the control, its parameters or their combination with TRL's cannot mean what they say.
+        ValueError: If the control, its parameters or their combination with TRL's cannot mean what they say.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "entropy_control_kwargs", "token_records"]
@@ -196,7 +196,7 @@ class CovGRPOConfig(GRPOConfig):
         """Build the control that the configuration asks for, `None` if it is off, and check that it can act.
 
         Raises:
-            ValueError: see the class.
+            ValueError: See the class.
         """
         self._check_choice("entropy_control_pool", POOLS)
         self._check_choice("entropy_control_scores", SCORES)

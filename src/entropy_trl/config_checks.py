@@ -68,10 +68,10 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     """Refuse numbers of a training configuration that no run can mean.
 
     Args:
-        values (`Mapping[str, Any]`): options by name. Those without a known range are left alone.
+        values (`Mapping[str, Any]`): Options by name. Those without a known range are left alone.
 
     Raises:
-        ValueError: a number is out of its range; in one line.
+        ValueError: A number is out of its range; in one line.
     """
     for name, value in values.items():
         if name in _RANGES and isinstance(value, (int, float)) and value not in _RANGES[name]:
@@ -100,7 +100,7 @@ def check_deepspeed(file: str) -> dict[str, Any]:
     """Read a DeepSpeed configuration.
 
     Raises:
-        ValueError: it is not JSON, or no mapping of settings.
+        ValueError: It is not JSON, or no mapping of settings.
     """
     try:
         values = json.loads(Path(file).read_text())

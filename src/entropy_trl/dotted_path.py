@@ -50,13 +50,13 @@ def import_from(path: str, option: str) -> Any:
 
     Args:
         path (`str`): `MODULE.NAME`.
-        option (`str`): what an error message calls the option that the path was given for.
+        option (`str`): What an error message calls the option that the path was given for.
 
     Returns:
-        The object, or `None` if the module does not have it.
+        `Any`: The object, or `None` if the module does not have it.
 
     Raises:
-        NoSuchModuleError: there is no such module, or entropy_trl has it under another name now. An error inside a
+        NoSuchModuleError: There is no such module, or entropy_trl has it under another name now. An error inside a
             module that exists is raised as it is.
     """
     module_name, _, name = path.rpartition(".")

@@ -17,10 +17,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file in one move: an interruption, or a loss of power, leaves the old file or the new one.
 
     Args:
-        path (`Path`): the file. Its folder is made if need be.
+        path (`Path`): The file. Its folder is made if need be.
 
     Yields:
-        `Path`: the file to write to, in the same folder. It takes the place of `path` when the block ends, and is
+        `Path`: The file to write to, in the same folder. It takes the place of `path` when the block ends, and is
         removed if the block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,11 @@ def check_writable(folder: Path, option: str) -> None:
     """Make a folder if need be, and write a file in it that is gone at once: to be called before long work.
 
     Args:
-        folder (`Path`): the folder.
-        option (`str`): the option that names it, for the message.
+        folder (`Path`): The folder.
+        option (`str`): The option that names it, for the message.
 
     Raises:
-        ValueError: no file can be written there.
+        ValueError: No file can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,10 @@ def told_of(what: str) -> Iterator[None]:
     errors; a `ValueError` or `OSError` has a message for users as it is.
 
     Args:
-        what (`str`): what cannot be done, as the start of the message.
+        what (`str`): What cannot be done, as the start of the message.
 
     Raises:
-        ValueError: one of these errors happened.
+        ValueError: One of these errors happened.
     """
     try:
         yield

@@ -48,8 +48,8 @@ class CovGRPOTrainer(ResumingTrainer):
     bit.
 
     Raises:
-        ValueError: if the configuration cannot mean what it says (see [`CovGRPOConfig`]).
-        FloatingPointError: in training, before the weights change, if a log-probability or advantage of a valid token
+        ValueError: If the configuration cannot mean what it says (see [`CovGRPOConfig`]).
+        FloatingPointError: In training, before the weights change, if a log-probability or advantage of a valid token
             is not finite. Checked for every [`CovGRPOConfig`], with the control on or off.
     """
 

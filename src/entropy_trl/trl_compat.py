@@ -43,6 +43,24 @@ def forward_parameters() -> list[str]:
     return list(inspect.signature(method).parameters)
 
 
+def completion_ends(trainer: GRPOTrainer) -> set[int]:
+    """
+    List the last tokens of a completion that TRL does not take for truncated.
+
+    TRL 1.13 looks for the tokenizer's end-of-sequence token alone. TRL 1.14 has `eos_token_ids`, with those of the
+    model's generation configuration too.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): The trainer.
+
+    Returns:
+        `set[int]`: Token ids, the padding token included.
+    """
+    tokenizer = trainer._tokenizer
+    ends = [tokenizer.eos_token_id] if installed < Version("1.14") else trainer.eos_token_ids
+    return {*ends, tokenizer.pad_token_id}
+
+
 def check_fused_loss(use_liger_kernel: bool) -> None:
     """
     Refuse Liger's fused GRPO loss, which an entropy control cannot reach. TRL 1.14 has no such loss any more.
@@ -90,16 +108,20 @@ class PlainLogProbs:
         Args:
             hidden (`Tensor` of shape `(N, H)`):
                 Hidden states of the tokens before those that are scored.
-            weight (`Tensor` of shape `(V, H)`), bias (`Tensor` of shape `(V,)`, *optional*):
-                The LM head.
+            weight (`Tensor` of shape `(V, H)`):
+                Weight of the LM head.
+            bias (`Tensor` of shape `(V,)`, *optional*):
+                Bias of the LM head.
             targets (`Tensor` of shape `(N,)`):
                 The tokens to score.
             temperature (`float`):
                 What the logits are divided by.
             chunk_size (`int`):
                 Vocabulary entries of a tile, for TRL's kernels.
-            softcap (`float`, *optional*), logit_scale (`float`):
-                The model's own transformation of its logits.
+            softcap (`float`, *optional*):
+                Bound of the model's own `tanh` on its logits.
+            logit_scale (`float`):
+                Factor of the model's logits, before the bound.
             outputs (`tuple[str, ...]`):
                 Which results are wanted. GRPO wants `log_probs` and `entropy`.
 

@@ -89,15 +89,15 @@ def test_summary_of_the_control(make_trainer, options, control, restrains):
 
 def test_summary_after_training(make_trainer):
     trainer = make_trainer()
-    entropies = [1.0, 0.9, 0.5, 0.4]
+    entropies = [1.0, 0.9, 0.8, 0.6, 0.5, 0.4]
     trainer.state.log_history = [
         {"step": step, "entropy": entropy, "reward": step / 10} for step, entropy in enumerate(entropies, start=1)
     ]
-    trainer.state.log_history.append({"step": 4, "train_runtime": 75.0})
-    trainer.state.global_step, trainer.state.max_steps, trainer.state.num_input_tokens_seen = 4, 4, 12345
+    trainer.state.log_history.append({"step": 6, "train_runtime": 75.0})
+    trainer.state.global_step, trainer.state.max_steps, trainer.state.num_input_tokens_seen = 6, 6, 12345
     steps, reward, entropy = end_summary(trainer)
-    assert steps == "Trained to step 4 of 4 in 1 min 15 s, on 12,345 tokens of prompts and completions."
-    assert reward == "Reward: 0.100 at the start, 0.400 at the end, 0.400 at most."
+    assert steps == "Trained to step 6 of 6 in 1 min 15 s, on 12,345 tokens of prompts and completions."
+    assert reward == "Reward: 0.100 at the start, 0.600 at the end, 0.600 at most."
     assert entropy.startswith("Entropy: 1.000 nats a token at the first log, 0.400 at the last. Entropy is collapsing.")
     assert "`cov_low`" in entropy  # advice for the control that ran
     assert next_command("my runs/a") == "entropy-trl report 'my runs/a'"

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src" / "entropy_trl"
 
 #: A module may import those of lower layers only (and, inside a folder, its siblings).
 LAYERS = [
+    {"trl_compat"},
     {
         "tokens",
         "rollout",
@@ -25,7 +26,6 @@ LAYERS = [
         "mistakes",
         "config_checks",
         "recipes",
-        "trl_compat",
         "_version",
     },
     {"controls"},

@@ -160,9 +160,9 @@ def law(fits: Sequence[LawFit], bands: Sequence[Callable[[Array], tuple[Array, A
     A fit whose reward does not rise as entropy falls has no ceiling: its line ends with the points.
 
     Args:
-        fits: of the runs of one group.
-        bands: for each, the interval at values of exp(H).
-        style: of the group.
+        fits (`Sequence[LawFit]`): Fits of the runs of one group.
+        bands (`Sequence[Callable[[Array], tuple[Array, Array]]]`): For each fit, the interval at values of exp(H).
+        style ([`Style`]): Style of the group.
     """
     figure, axes = _start("exp(H)", "R")
     largest = max(float(np.exp(fit.entropy).max()) for fit in fits)
@@ -186,8 +186,8 @@ def law_overview(laws: Sequence[tuple[str, Points, LawFit]], path: Path) -> None
     """Draw R against H: the points of each run, and its curve from the largest entropy down to the ceiling at `H = 0`.
 
     Args:
-        laws: the group, the points and the fit of each run.
-        path: the file; its suffix says the format.
+        laws (`Sequence[tuple[str, Points, LawFit]]`): The group, the points and the fit of each run.
+        path (`Path`): The file; its suffix says the format.
     """
     with matplotlib.rc_context({"text.parse_math": False}):  # names of runs and metrics may have dollar signs
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -316,10 +316,11 @@ def thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     So a spike of one point stays in the drawing. The first and the last row are kept too.
 
     Args:
-        columns: of one length, in the order in which they are drawn.
+        *columns (`np.ndarray`): Columns of one length, in the order in which they are drawn.
 
     Returns:
-        The columns with the rows that are left: all of them up to 300, and `300 * len(columns) + 2` at most.
+        `list[np.ndarray]`: The columns with the rows that are left: all of them up to 300, and
+        `300 * len(columns) + 2` at most.
     """
     count = len(columns[0])
     if count <= 2 * _PARTS:
@@ -342,12 +343,12 @@ def publish(
     The page has its own headings and legend, so that the element has none.
 
     Args:
-        figure: from one of the functions above.
-        name: of the files, and in the element's ids; unique in the page.
-        title: of the figure.
-        finding: what it shows, in words, for those who do not see it.
-        legend: the styles by the name of the group.
-        folder: where the files go; no files if None.
+        figure (`Figure`): The figure, from one of the functions above.
+        name (`str`): Name of the files, and in the element's ids; unique in the page.
+        title (`str`): Title of the figure.
+        finding (`str`): What it shows, in words, for those who do not see it.
+        legend (`Mapping[str, Style]`): The styles by the name of the group.
+        folder (`Path | None`): Where the files go; no files if None.
     """
     with matplotlib.rc_context(_SETTINGS):
         rows = -(-len(legend) // _LEGEND_COLUMNS)

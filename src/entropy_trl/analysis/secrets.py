@@ -36,8 +36,8 @@ def masked(name: str, value: Any) -> Any:
     """The value of a setting as it may be shown.
 
     Args:
-        name (`str`): of the setting; names such as `hub_token`, `api_key` or `password` mask the whole value.
-        value (`Any`): text in which a known form of key occurs is masked there. Lists and mappings are gone through.
+        name (`str`): Name of the setting; names such as `hub_token`, `api_key` or `password` mask the whole value.
+        value (`Any`): Text in which a known form of key occurs is masked there. Lists and mappings are gone through.
     """
     if value is None or isinstance(value, bool) or value == "":
         return value

@@ -31,11 +31,11 @@ def page_element(svg: str, name: str, title: str, finding: str, box: Sequence[fl
     """matplotlib's SVG as an `<svg>` of an HTML page, with the page's colours and font.
 
     Args:
-        svg: what matplotlib has written.
-        name: prefix of all ids, unique in the page.
-        title: short name of the figure.
-        finding: the alternative text.
-        box: the part that is shown: x, y, width and height, in points.
+        svg (`str`): What matplotlib has written.
+        name (`str`): Prefix of all ids, unique in the page.
+        title (`str`): Short name of the figure.
+        finding (`str`): The alternative text.
+        box (`Sequence[float]`): The part that is shown: x, y, width and height, in points.
 
     Raises:
         ValueError: A colour has no variable in `PAGE_COLOURS`.

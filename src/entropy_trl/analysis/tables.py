@@ -20,8 +20,8 @@ def number(value: float | None, form: str | None = None) -> str:
     """A number as text.
 
     Args:
-        value (`float`, *optional*): the number; None and NaN give [`NONE`].
-        form (`str`, *optional*): a format specification. Defaults to three digits that count, or all before the decimal
+        value (`float`, *optional*): The number; None and NaN give [`NONE`].
+        form (`str`, *optional*): A format specification. Defaults to three digits that count, or all before the decimal
             point.
     """
     if value is None or math.isnan(value):
@@ -55,9 +55,9 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], aligned: 
     """A table in Markdown.
 
     Args:
-        head (sequence of `str`): the names of the columns.
-        rows (sequence of sequences of `str`): the cells; `|` in them is escaped.
-        aligned (`bool`, *optional*): whether the columns line up as text too, all but the first at the right.
+        head (`Sequence[str]`): The names of the columns.
+        rows (`Sequence[Sequence[str]]`): The cells; `|` in them is escaped.
+        aligned (`bool`, *optional*): Whether the columns line up as text too, all but the first at the right.
     """
     lines = [[cell.replace("|", r"\|") for cell in line] for line in (head, *rows)]
     rule = ["---"] * len(head)
@@ -79,8 +79,8 @@ def plain(value: Any, digits: int | None = None) -> Any:
     """The value for JSON, which has no arrays, no NaN and no infinity: null stands for the last two.
 
     Args:
-        value (`Any`): of mappings, sequences, arrays and numbers.
-        digits (`int`, *optional*): digits of a number that are kept. Defaults to all.
+        value (`Any`): A structure of mappings, sequences, arrays and numbers.
+        digits (`int`, *optional*): Digits of a number that are kept. Defaults to all.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item, digits) for key, item in value.items()}

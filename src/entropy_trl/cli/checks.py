@@ -19,7 +19,7 @@ def check_max_steps(steps: int) -> None:
     """Refuse a number of steps that transformers takes for "go by epochs".
 
     Raises:
-        ValueError: it is below 1, and not the default, -1.
+        ValueError: It is below 1, and not the default, -1.
     """
     if steps != -1 and steps < 1:
         raise ValueError(
@@ -51,7 +51,7 @@ def check_sources(options: argparse.Namespace) -> None:
     """Refuse a training without a model or data. This comes first: whoever gives neither wants to know what to give.
 
     Raises:
-        ValueError: there is no model or no data; in one line.
+        ValueError: There is no model or no data; in one line.
     """
     if options.model_name_or_path is None and options.model_factory is None:
         raise ValueError("No model: give --model_name_or_path (a hub id or a folder), or --model_factory.")
@@ -63,7 +63,7 @@ def check_packages(training_args: "CovGRPOConfig", model_args: "ModelConfig") ->
     """Refuse settings whose optional package is not installed.
 
     Raises:
-        UsageError: it names the extra that installs the package.
+        UsageError: It names the extra that installs the package.
     """
     wanted = {
         "vllm": ("use_vllm", training_args.use_vllm),
@@ -82,7 +82,7 @@ def check_model(name: str, revision: str | None, trust_remote_code: bool) -> Non
     """Refuse a model that is neither a folder nor on the Hub, before the data is read.
 
     Raises:
-        UsageError: it says what was looked for.
+        UsageError: It says what was looked for.
     """
     from transformers import AutoConfig
 
@@ -110,7 +110,7 @@ def check_folder(path: str | Path, option: str) -> None:
     """Refuse an output folder that cannot be made or written to.
 
     Raises:
-        UsageError: in one line.
+        UsageError: The message has one line.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -126,7 +126,7 @@ def check_file(path: Path, option: str) -> None:
     """Refuse an output file that cannot be written.
 
     Raises:
-        UsageError: in one line.
+        UsageError: The message has one line.
     """
     if path.is_dir():
         raise UsageError(f"{option}: {str(path)!r} is a folder. Give the name of a file.")

@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
     """Raised wherever the main thread is when SIGINT or SIGTERM comes.
 
     Args:
-        number (`int`): the signal.
+        number (`int`): The signal.
     """
 
     def __init__(self, number: int):

@@ -15,8 +15,8 @@ def one_spelling(argv: Sequence[str], options: Iterable[str]) -> list[str]:
     """Spell each option of a command line as the parser does, and join a negative number to its option.
 
     Args:
-        argv (`Sequence[str]`): the command line.
-        options (`Iterable[str]`): the parser's option strings, such as `--max_steps`.
+        argv (`Sequence[str]`): The command line.
+        options (`Iterable[str]`): The parser's option strings, such as `--max_steps`.
 
     Returns:
         `list[str]`: `["--max_steps=-1e3"]` for `["--max-steps", "-1e3"]`: argparse takes `-1e3` for an option.

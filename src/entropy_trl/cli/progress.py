@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers import TrainingArguments as Arguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from entropy_trl.analysis.entropy_alarm import COLLAPSE, SURGE
+from entropy_trl.analysis.verdict import COLLAPSE, SURGE
 
 
 if TYPE_CHECKING:

@@ -5,10 +5,12 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from entropy_trl.analysis.entropy_alarm import entropy_alarm
-from entropy_trl.cli.progress import duration, entropy_trend, number
+from entropy_trl.analysis.logs.runs import Series
+from entropy_trl.analysis.verdict import verdict
+from entropy_trl.cli.progress import duration, number
 from entropy_trl.controls import Chain, describe_control
 
 
@@ -64,14 +66,13 @@ def end_summary(trainer: "CovGRPOTrainer") -> list[str]:
         )
     entropies = _values(log, "entropy")
     if entropies:
-        _, share = entropy_trend(entropies)
         lines.append(
             f"Entropy: {number(entropies[0])} nats a token at the first log, {number(entropies[-1])} at the last."
         )
-        if len(entropies) > 1 and not math.isnan(share):
-            start = entropies[-1] / share if share else entropies[0]
-            alarm = entropy_alarm(start, entropies[-1], trainer.args.to_dict())
-            lines[-1] += " It neither collapsed nor surged." if alarm is None else f" {alarm[1]} {alarm[2]}"
+        steps = [entry["step"] for entry in log if _is_number(entry.get("entropy"))]
+        found = verdict([Series(np.array(steps), np.array(entropies))], trainer.args.to_dict())
+        if found.sign != "unknown":
+            lines[-1] += f" {found.sentence}" + (f" {found.advice}" if found.alarm else "")
     return lines
 
 
@@ -81,7 +82,11 @@ def next_command(output_dir: str) -> str:
 
 
 def _values(log: list[dict[str, Any]], name: str) -> list[float]:
-    return [entry[name] for entry in log if isinstance(entry.get(name), (int, float)) and math.isfinite(entry[name])]
+    return [entry[name] for entry in log if _is_number(entry.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _model(trainer: "CovGRPOTrainer", name: str) -> str:

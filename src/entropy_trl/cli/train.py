@@ -95,11 +95,11 @@ def prepare(options: argparse.Namespace) -> Job | None:
     """Do everything up to the first step of training; or print the configuration, if that is all that is wanted.
 
     Args:
-        options (`argparse.Namespace`): what [`parse_train_args`] returns, as `script_args`, `training_args`,
+        options (`argparse.Namespace`): What [`parse_train_args`] returns, as `script_args`, `training_args`,
             `model_args` and `mixture_args`.
 
     Raises:
-        UsageError: a mistake of the user's.
+        UsageError: A mistake of the user's.
     """
     if options.print_config:
         from entropy_trl.cli.config_text import config_text

@@ -65,9 +65,9 @@ class EntropyControl(ABC):
         """The state after a step.
 
         Args:
-            state (mapping): the state in that step.
-            entropy (`float`): mean entropy of the step's tokens, of all micro-batches and processes, nats.
-            progress (`float`): share of the training's steps done, this one included, in (0, 1].
+            state (`Mapping[str, float]`): The state in that step.
+            entropy (`float`): Mean entropy of the step's tokens, of all micro-batches and processes, nats.
+            progress (`float`): Share of the training's steps done, this one included, in (0, 1].
         """
         return dict(state)
 

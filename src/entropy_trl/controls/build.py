@@ -18,12 +18,13 @@ def build_control(name: str, kwargs: Mapping[str, Any] | None = None) -> Entropy
     Numbers may come as text, since YAML reads `2e-3` (without a dot) as text.
 
     Args:
-        name (`str`): a key of `CONTROLS`; the dotted path of a class of one's own (`my_module.MyControl`); or several
+        name (`str`): A key of `CONTROLS`; the dotted path of a class of one's own (`my_module.MyControl`); or several
             of these, joined by `+`, for a [`Chain`].
-        kwargs (mapping, *optional*): fields of the control's dataclass; of a chain, such a mapping for each name.
+        kwargs (`Mapping[str, Any]`, *optional*): Fields of the control's dataclass; of a chain, such a mapping for
+            each name.
 
     Raises:
-        ValueError: unknown name or keyword (the message has the valid ones and the nearest), or a bad value.
+        ValueError: Unknown name or keyword (the message has the valid ones and the nearest), or a bad value.
     """
     kwargs = dict(kwargs or {})
     names = [part.strip() for part in str(name).split("+")]
@@ -44,7 +45,7 @@ def describe_control(control: EntropyControl) -> tuple[str, dict[str, Any]]:
     """The name and keyword arguments from which `build_control` makes this control again.
 
     Raises:
-        ValueError: if that is not possible: its class is not a dataclass at the top of a module.
+        ValueError: If the control cannot be described: its class is not a dataclass at the top of a module.
     """
     if isinstance(control, Chain):
         parts = [describe_control(part) for part in control.controls.values()]

@@ -22,10 +22,10 @@ class Chain(EntropyControl):
     names of states, shared numbers and metrics are prefixed by the control's.
 
     Args:
-        controls (mapping of `str` to [`EntropyControl`]): by name, in order.
+        controls (`Mapping[str, EntropyControl]`): The controls by name, in order.
 
     Raises:
-        ValueError: if there are fewer than two, or two controls want the same thing.
+        ValueError: If there are fewer than two, or two controls want the same thing.
     """
 
     controls: Mapping[str, EntropyControl]

@@ -35,16 +35,16 @@ class ClipCov(EntropyControl):
     and does not depend on the micro-batches; the pool may be the whole optimizer step.
 
     Args:
-        fraction (`float`, *optional*, defaults to 2e-4): share of the pool's tokens to drop, in (0, 1].
-        cov_low (`float`, *optional*, defaults to 1.0): lower bound of the band, excluded; nats times advantage.
-        cov_high (`float`, *optional*, defaults to 5.0): upper bound of the band, excluded.
+        fraction (`float`, *optional*, defaults to `2e-4`): Share of the pool's tokens to drop, in (0, 1].
+        cov_low (`float`, *optional*, defaults to `1.0`): Lower bound of the band, excluded; nats times advantage.
+        cov_high (`float`, *optional*, defaults to `5.0`): Upper bound of the band, excluded.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` drops as many tokens, drawn from all
             tokens instead of the band: the null hypothesis that the covariance does not matter. In a pool of one
             sequence, which has no band, it drops `floor(fraction * N)`. `"top"` drops as many tokens too, those with
             the highest covariance, above the band or in it: a comparison that shows what the draw is for.
 
     Raises:
-        ValueError: if a value is out of its range or the band is empty.
+        ValueError: If a value is out of its range or the band is empty.
     """
 
     fraction: float = 2e-4

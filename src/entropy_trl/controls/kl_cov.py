@@ -35,14 +35,14 @@ class KLCov(EntropyControl):
     Differs from the authors' code: the pool may be the whole optimizer step; ties go to the first token.
 
     Args:
-        fraction (`float`, *optional*, defaults to 2e-3): share of the pool's tokens to penalise, in (0, 1]. The paper
+        fraction (`float`, *optional*, defaults to `2e-3`): Share of the pool's tokens to penalise, in (0, 1]. The paper
             uses 2e-3 for 7B and 2e-4 for 32B models.
-        coef (`float`, *optional*, defaults to 1.0): weight of the penalty, not negative.
+        coef (`float`, *optional*, defaults to `1.0`): Weight of the penalty, not negative.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` penalises as many tokens drawn from all
             of them: the null hypothesis that the covariance does not matter.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     fraction: float = 2e-3

@@ -29,10 +29,11 @@ def load_splits(source: str, config: str | None, streaming: bool, texts: Sequenc
     """Load all splits of a file, a folder or a hub data set.
 
     Args:
-        source: A path or the name of a hub data set. A file is the split `train`.
-        config: The configuration of a hub data set that has several.
-        streaming: Whether rows are read as they are used.
-        texts: Columns of a CSV file that are text, whatever they look like, beside the usual ones.
+        source (`str`): A path or the name of a hub data set. A file is the split `train`.
+        config (`str | None`): The configuration of a hub data set that has several.
+        streaming (`bool`): Whether rows are read as they are used.
+        texts (`Sequence[str]`, *optional*, defaults to `()`): Columns of a CSV file that are text, whatever they look
+            like, beside the usual ones.
 
     Raises:
         FileNotFoundError: `source` is a path, and nothing is there.

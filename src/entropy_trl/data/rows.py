@@ -45,16 +45,17 @@ def load_rows(
     """Load rows and map them to the columns `prompt`, `solution` and `answer_format`, one row a prompt.
 
     Args:
-        source: A file (`.jsonl`, `.json`, `.parquet`, `.csv`), a folder of such files, or the name of a hub data set.
-        split: The split to load. A single file is the split `train`.
-        config: The configuration of a hub data set that has several.
-        streaming: Read the rows as they are used. Of conflicting answers the first is then taken, and what comes late
-            in the stream is counted, and may be an error, when it comes.
-        options: What to make of the rows, and which to leave out.
-        **fields: Single fields of `RowOptions`, which replace those of `options`.
+        source (`str`): A file (`.jsonl`, `.json`, `.parquet`, `.csv`), a folder of such files, or the name of a hub
+            data set.
+        split (`str`, *optional*, defaults to `"train"`): The split to load. A single file is the split `train`.
+        config (`str`, *optional*): The configuration of a hub data set that has several.
+        streaming (`bool`, *optional*, defaults to `False`): Read the rows as they are used. Of conflicting answers the
+            first is then taken, and what comes late in the stream is counted, and may be an error, when it comes.
+        options ([`RowOptions`], *optional*): What to make of the rows, and which to leave out.
+        **fields (`Unpack[RowFields]`): Single fields of `RowOptions`, which replace those of `options`.
 
     Returns:
-        The rows, with their other columns unchanged.
+        `datasets.Dataset | datasets.IterableDataset`: The rows, with their other columns unchanged.
 
     Raises:
         FileNotFoundError: `source` is a path, and nothing is there.

@@ -31,10 +31,10 @@ class Sampling:
     """How completions are drawn.
 
     Attributes:
-        samples: Completions of each problem.
-        temperature: 0 is greedy.
-        top_p: The probability mass that is sampled from.
-        max_tokens: The length at which a completion is cut.
+        samples (`int`, *optional*, defaults to `1`): Completions of each problem.
+        temperature (`float`, *optional*, defaults to `0.0`): 0 is greedy.
+        top_p (`float`, *optional*, defaults to `1.0`): The probability mass that is sampled from.
+        max_tokens (`int`, *optional*, defaults to `8192`): The length at which a completion is cut.
     """
 
     samples: int = 1
@@ -63,14 +63,15 @@ class Benchmark:
     """A set of problems with verifiable answers.
 
     Attributes:
-        name: What the options, files and tables call it.
-        title: The head of its column.
-        source: A hub data set, or a file.
-        sampling: The protocol it is published with.
-        config: The hub data set's configuration, if it has several.
-        split: The hub data set's split. A file has one.
-        problem: The column of the problem; None finds it (`problem` or `question`).
-        answer: The column of the answer; None finds it (the first of `data.reading.SOLUTION_COLUMNS`).
+        name (`str`): What the options, files and tables call it.
+        title (`str`): The head of its column.
+        source (`str`): A hub data set, or a file.
+        sampling ([`Sampling`]): The protocol it is published with.
+        config (`str`, *optional*): The hub data set's configuration, if it has several.
+        split (`str`, *optional*, defaults to `"test"`): The hub data set's split. A file has one.
+        problem (`str`, *optional*): The column of the problem; None finds it (`problem` or `question`).
+        answer (`str`, *optional*): The column of the answer; None finds it (the first of
+            `data.reading.SOLUTION_COLUMNS`).
     """
 
     name: str
@@ -140,14 +141,14 @@ def load_benchmark(
     leaves out repeats and answers that are no result. `math_reward` compares an answer that it cannot parse literally.)
 
     Args:
-        benchmark: A benchmark, or what `get_benchmark` reads.
-        prompt_template: A name of `templates.TEMPLATES` or a text with `{problem}`: the one the model was trained with.
-            None: `data.DEFAULT_TEMPLATE`.
-        limit: Take the first so many problems only.
+        benchmark (`str | Benchmark`): A benchmark, or what `get_benchmark` reads.
+        prompt_template (`str`, *optional*): A name of `templates.TEMPLATES` or a text with `{problem}`: the one the
+            model was trained with. None: `data.DEFAULT_TEMPLATE`.
+        limit (`int`, *optional*): Take the first so many problems only.
 
     Returns:
-        The columns `prompt`, `solution`, `answer_format`, `problem_id` and `data_source` (the name, by which
-        `math_reward` logs the accuracy in a training).
+        `datasets.Dataset`: The columns `prompt`, `solution`, `answer_format`, `problem_id` and `data_source` (the
+        name, by which `math_reward` logs the accuracy in a training).
 
     Raises:
         FileNotFoundError: The source is a path, and nothing is there.

@@ -31,10 +31,10 @@ def majority_at_k(n: int, c: int, wrong: Sequence[int], k: int) -> float:
     which the right answer ties with t others counts 1 / (t + 1). Samples without an answer have no vote.
 
     Args:
-        n: Samples of the problem.
-        c: How many of them are right.
-        wrong: How many samples gave each of the wrong answers.
-        k: The size of the subsets.
+        n (`int`): Samples of the problem.
+        c (`int`): How many of them are right.
+        wrong (`Sequence[int]`): How many samples gave each of the wrong answers.
+        k (`int`): The size of the subsets.
     """
     _check(n, c, k)
     if c + sum(wrong) > n:

@@ -22,11 +22,11 @@ def check_model_files(folder: Path) -> None:
     """Check that the JSON files of a model's folder can be read, and that its weights are whole.
 
     Args:
-        folder (`Path`): what `from_pretrained` would be given.
+        folder (`Path`): What `from_pretrained` would be given.
 
     Raises:
-        FileNotFoundError: the folder has no configuration of a model or an adapter.
-        ValueError: a file is damaged.
+        FileNotFoundError: The folder has no configuration of a model or an adapter.
+        ValueError: A file is damaged.
     """
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise FileNotFoundError(f"--model: the folder {str(folder)!r} has no config.json or adapter_config.json.")

@@ -22,10 +22,10 @@ def read_problems(path: Path) -> dict[str, list[Any]]:
         path (`Path`): JSON lines, JSON (a list of objects, or an object of lists) or CSV with a header.
 
     Returns:
-        `dict[str, list]`: the columns, of one length; `None` where a row has no value. Numbers are texts.
+        `dict[str, list]`: The columns, of one length; `None` where a row has no value. Numbers are texts.
 
     Raises:
-        ValueError: the file is damaged, or is none of these.
+        ValueError: The file is damaged, or is none of these.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -43,19 +43,21 @@ def evaluate_benchmark(
     row and the sample alone, not on what was drawn before.
 
     Args:
-        engine: Draws the completions.
-        rows: The problems.
-        sampling: How to sample.
-        file: The JSONL file of completions; its settings go beside it, to `NAME.settings.json`.
-        name: The benchmark's name.
-        settings: What else must be the same for a file to be continued, such as the model.
-        seed: The seed of the sampling.
-        overwrite: Start again where the settings differ, instead of refusing to.
-        progress: Show a progress bar.
-        locked: The caller is the [`only_writer`] of the file.
+        engine ([`Engine`]): Draws the completions.
+        rows (`datasets.Dataset`): The problems.
+        sampling ([`Sampling`]): How to sample.
+        file (`Path`): The JSONL file of completions; its settings go beside it, to `NAME.settings.json`.
+        name (`str`): The benchmark's name.
+        settings (`Mapping[str, Any]`, *optional*): What else must be the same for a file to be continued, such as the
+            model.
+        seed (`int`, *optional*, defaults to `0`): The seed of the sampling.
+        overwrite (`bool`, *optional*, defaults to `False`): Start again where the settings differ, instead of refusing
+            to.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+        locked (`bool`, *optional*, defaults to `False`): The caller is the [`only_writer`] of the file.
 
     Returns:
-        The scores, see `summarise`.
+        `dict[str, Any]`: The scores, see `summarise`.
 
     Raises:
         ValueError: The file is from a run with other settings, or another process is writing it.
@@ -273,9 +275,9 @@ def summarise(records: Sequence[Record], name: str) -> dict[str, Any]:
     """The scores of a benchmark.
 
     Returns:
-        `accuracy` (avg@n, a fraction) with its 95% interval `ci95` over problems, `pass@k` and `majority@k` for k = n
-        and the powers of 2 below, `mean_length` in tokens, `truncated` and `unanswered` (fractions of completions),
-        and `entropy` (nats a token, over all tokens; None if the engine gave none).
+        `dict[str, Any]`: `accuracy` (avg@n, a fraction) with its 95% interval `ci95` over problems, `pass@k` and
+        `majority@k` for k = n and the powers of 2 below, `mean_length` in tokens, `truncated` and `unanswered`
+        (fractions of completions), and `entropy` (nats a token, over all tokens; None if the engine gave none).
     """
     by_problem: dict[int, list[Record]] = {}
     for record in records:

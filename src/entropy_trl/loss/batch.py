@@ -23,10 +23,10 @@ class TokenBatches:
     """Make a [`TokenBatch`] of TRL's inputs, score tokens, and compute their weights in TRL's loss.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer whose loss it is.
+        trainer ([`~trl.GRPOTrainer`]): The trainer whose loss it is.
         forward (`Callable`): TRL's own forward pass. It must look up the parent's method at the call.
-        ranks ([`Ranks`]): the processes that the pool extends over.
-        drops_tokens (`bool`): whether the control drops tokens. It then leaves out those that the ratio clip stopped.
+        ranks ([`Ranks`]): The processes that the pool extends over.
+        drops_tokens (`bool`): Whether the control drops tokens. It then leaves out those that the ratio clip stopped.
 
     `state` is the control's state at the current step. The trainer sets it when a step begins. `noise` is what two
     forward passes of one policy differ by, as the last update that could tell measured it.
@@ -45,8 +45,8 @@ class TokenBatches:
 
         Args:
             inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
-            logps (`Tensor` of shape (B, T)): log-probabilities to score the tokens by.
-            entropies (`Tensor` of shape (B, T), *optional*): of the current policy.
+            logps (`Tensor` of shape (B, T)): Log-probabilities to score the tokens by.
+            entropies (`Tensor` of shape (B, T), *optional*): Entropies of the current policy.
         """
         trainer, args = self.trainer, self.trainer.args
         old_logps = inputs.get("old_per_token_logps", logps.detach())
@@ -88,7 +88,7 @@ class TokenBatches:
 
         Args:
             inputs (`dict`): TRL's inputs of the loss, of one micro-batch.
-            entropies (`Tensor` of shape (B, T)): of the current policy, nats.
+            entropies (`Tensor` of shape (B, T)): Entropies of the current policy, nats.
         """
         trainer = self.trainer
         quantile = 1 - trainer.top_entropy_quantile

@@ -20,8 +20,8 @@ class LossCall:
     It withholds the advantages from TRL until the control has seen TRL's forward pass.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer.
-        window ([`StepWindow`]): the optimizer step that the micro-batch belongs to.
+        trainer ([`~trl.GRPOTrainer`]): The trainer.
+        window ([`StepWindow`]): The optimizer step that the micro-batch belongs to.
         inputs (`dict`): TRL's inputs of the loss. They are copied, not changed.
     """
 

@@ -71,8 +71,9 @@ def warn_of_dropout(model: nn.Module, config: Mapping[str, Any]) -> None:
     """Warn of dropout: its noise is in `logp - old_logp`, which KL-Cov penalises at full strength.
 
     Args:
-        model (`torch.nn.Module`): the policy. Dropout may be a module, or a rate that a module hands to a function.
-        config (mapping): the model's configuration as a dictionary, from which some models read their rates directly.
+        model (`torch.nn.Module`): The policy. Dropout may be a module, or a rate that a module hands to a function.
+        config (`Mapping[str, Any]`): The model's configuration as a dictionary, from which some models read their
+            rates directly.
     """
     rates = [module.p for module in model.modules() if isinstance(module, _DROPOUT) and module.p > 0]
     found = [f"{len(rates)} dropout modules (up to {max(rates):g})"] if rates else []

@@ -36,8 +36,8 @@ class ControlWatch:
     Checkpoints keep the counts, so that a resumed run warns when the uninterrupted one would.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer, whose model may have dropout: of that it warns at once.
-        control ([`EntropyControl`]): its control.
+        trainer ([`~trl.GRPOTrainer`]): The trainer, whose model may have dropout: of that it warns at once.
+        control ([`EntropyControl`]): The trainer's control.
     """
 
     file = "entropy_control_watch.json"

@@ -21,14 +21,14 @@ class StepWindow:
     """One optimizer step: the tokens that the control selected in it, and its metrics.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer, with the arguments of a [`CovGRPOConfig`].
-        batches ([`TokenBatches`]): makes the token batches.
-        control ([`EntropyControl`]): the control that selects.
-        model (`torch.nn.Module`): the model to score a pool of several micro-batches with.
-        watch ([`ControlWatch`]): warns where the control does nothing.
+        trainer ([`~trl.GRPOTrainer`]): The trainer, with the arguments of a [`CovGRPOConfig`].
+        batches ([`TokenBatches`]): Makes the token batches.
+        control ([`EntropyControl`]): The control that selects.
+        model (`torch.nn.Module`): The model to score a pool of several micro-batches with.
+        watch ([`ControlWatch`]): Warns where the control does nothing.
 
     Raises:
-        RuntimeError: if TRL's rollout buffer does not have the micro-batches of the step.
+        RuntimeError: If TRL's rollout buffer does not have the micro-batches of the step.
     """
 
     def __init__(

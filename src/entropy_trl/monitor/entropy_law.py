@@ -44,17 +44,17 @@ class EntropyLawCallback(TrainerCallback):
     latter the trackers, which report before it acts, do not have its values; `state.log_history` has.
 
     Args:
-        collapse (`float`): entropy down to this share of that at the start is a collapse. It is warned of from 5 points
+        collapse (`float`): Entropy down to this share of that at the start is a collapse. It is warned of from 5 points
             on, with advice for the control that is running, and once until entropy is half-way back.
-        surge (`float`): entropy up to this multiple of that at the start is a surge, warned of in the same way.
-        reward, entropy, benchmark (`str`, *optional*): metrics to take instead, and the evaluation data set where there
+        surge (`float`): Entropy up to this multiple of that at the start is a surge, warned of in the same way.
+        reward, entropy, benchmark (`str`, *optional*): Metrics to take instead, and the evaluation data set where there
             are several (see [`~entropy_trl.analysis.law.points.law_points`]).
-        figures (`bool`): whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
+        figures (`bool`): Whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
             matplotlib and statsmodels (the `analysis` extra).
 
     Raises:
-        ValueError: if `collapse` is not in (0, 1), or `surge` not above 1.
-        ImportError: if `figures` is set, and matplotlib is missing.
+        ValueError: If `collapse` is not in (0, 1), or `surge` not above 1.
+        ImportError: If `figures` is set, and matplotlib is missing.
     """
 
     def __init__(

@@ -78,14 +78,14 @@ def prepare(options: argparse.Namespace) -> Plan:
     """Make the plan that the command line asks for.
 
     Args:
-        options (`argparse.Namespace`): the options of [`add_arguments`]; and `training_args` (`CovGRPOConfig`) and
+        options (`argparse.Namespace`): The options of [`add_arguments`]; and `training_args` (`CovGRPOConfig`) and
             `model_args` (`ModelConfig`), which the rest of the command line was parsed to as `entropy-trl train` does.
 
     Returns:
-        [`Plan`]: the plan.
+        [`Plan`]: The plan.
 
     Raises:
-        ValueError: an input cannot be had or cannot be planned; in one line.
+        ValueError: An input cannot be had or cannot be planned; in one line.
     """
     from trl import get_peft_config
 

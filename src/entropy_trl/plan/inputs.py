@@ -57,7 +57,7 @@ def load_sharding(file: str | None, deepspeed: str | dict[str, Any] | None, gpus
     """The sharding of an accelerate config file, or of a DeepSpeed configuration; ZeRO-3 if there is neither.
 
     Raises:
-        ValueError: the file cannot be read as one, or asks for something that is not planned here.
+        ValueError: The file cannot be read as one, or asks for something that is not planned here.
     """
     if deepspeed is not None:
         return _deepspeed_sharding(deepspeed, "the training config's deepspeed")

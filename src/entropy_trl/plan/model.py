@@ -75,7 +75,7 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
     """The model's configuration: of `file` (a config.json), of a local folder, or of the hub.
 
     Raises:
-        ValueError: it cannot be had, or is not that of a dense decoder; in one line, with what to do.
+        ValueError: It cannot be had, or is not that of a dense decoder; in one line, with what to do.
     """
     try:
         if file is not None:
@@ -193,12 +193,15 @@ def activations(
     as it is. Gradients of weights are dropped as soon as they are complete.
 
     Args:
-        config: the model's configuration.
-        rows, length: shape of the micro-batch, padding included.
-        dtype: of the weights as the layers see them. autocast: the type that autocast computes in, if it is on.
-        checkpointing: recompute each layer in the backward pass (gradient_checkpointing).
-        flash: attention by FlashAttention, which is told the lengths. Otherwise by PyTorch's fused kernel (`sdpa`),
-            which is given a mask of rows x length x length, since the lengths differ: once of bytes, once of floats.
+        config (`Any`): The model's configuration.
+        rows, length (`int`): Shape of the micro-batch, padding included.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): Dtype of the weights as the layers see them.
+        autocast (`torch.dtype`, *optional*): The type that autocast computes in, if it is on.
+        checkpointing (`bool`, *optional*, defaults to `False`): Recompute each layer in the backward pass
+            (gradient_checkpointing).
+        flash (`bool`, *optional*, defaults to `False`): Attention by FlashAttention, which is told the lengths.
+            Otherwise by PyTorch's fused kernel (`sdpa`), which is given a mask of rows x length x length, since the
+            lengths differ: once of bytes, once of floats.
     """
     values = json.dumps(config.to_dict(), default=str)
     run = partial(_run_layers, values, rows=rows, length=length, dtype=dtype, autocast=autocast, flash=flash)

@@ -38,7 +38,7 @@ def prepare(options: argparse.Namespace) -> Options:
     """Check the options.
 
     Raises:
-        ValueError, OSError: an option is out of its range, or nothing can be written to the output folder.
+        ValueError, OSError: An option is out of its range, or nothing can be written to the output folder.
     """
     checked = Options(
         methods=tuple(options.methods),

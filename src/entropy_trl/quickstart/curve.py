@@ -21,9 +21,9 @@ class HeldOutCurve(TrainerCallback):
     the curve of a resumed run is whole. The evaluation has its own generator and changes nothing in the training.
 
     Args:
-        prompts: held-out prompts.
-        every: updates between two evaluations.
-        label: what the progress lines start with.
+        prompts (`Sequence[str]`): Held-out prompts.
+        every (`int`): Updates between two evaluations.
+        label (`str`): What the progress lines start with.
     """
 
     def __init__(self, prompts: Sequence[str], every: int, label: str) -> None:

@@ -28,8 +28,9 @@ def draw(logs: Mapping[str, Sequence[Log]], path: Path) -> None:
     """Draw three panels with one colour a method: a thin line a seed, a thick one for their mean.
 
     Args:
-        logs: for each method its training logs, one a seed: lists of entries with `step` and the metrics.
-        path: where the PNG goes.
+        logs (`Mapping[str, Sequence[Log]]`): For each method its training logs, one a seed: lists of entries with
+            `step` and the metrics.
+        path (`Path`): Where the PNG goes.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -73,22 +73,23 @@ def run_quickstart(
     """Train and evaluate each method with each seed from one warm start, and write `summary.json` and the picture.
 
     Args:
-        methods: keys of `METHODS`.
-        seeds: seeds of the reinforcement learning.
-        recipe: `"short"` or `"long"`.
-        warm_start_seed: seed of the warm-up that all runs start from.
-        output_dir: folder of everything that is written.
-        plot: whether to draw `quickstart.png`, which needs matplotlib, and to write `report.html`, with the packages of
-            the `analysis` extra.
-        rollouts: rollouts a run; the recipe's if not given.
-        eval_prompts: held-out prompts of the final evaluation.
-        warm_start_steps: steps of the warm-up; fewer than the default give a weak warm start.
+        methods (`Sequence[str]`, *optional*, defaults to `DEFAULT_METHODS`): Keys of `METHODS`.
+        seeds (`Sequence[int]`, *optional*, defaults to `(0,)`): Seeds of the reinforcement learning.
+        recipe (`str`, *optional*, defaults to `"short"`): `"short"` or `"long"`.
+        warm_start_seed (`int`, *optional*, defaults to `0`): Seed of the warm-up that all runs start from.
+        output_dir (`str | Path`, *optional*, defaults to `DEFAULT_OUTPUT_DIR`): Folder of everything that is written.
+        plot (`bool`, *optional*, defaults to `True`): Whether to draw `quickstart.png`, which needs matplotlib, and to
+            write `report.html`, with the packages of the `analysis` extra.
+        rollouts (`int`, *optional*): Rollouts a run; the recipe's if not given.
+        eval_prompts (`int`, *optional*, defaults to `1024`): Held-out prompts of the final evaluation.
+        warm_start_steps (`int`, *optional*, defaults to `WarmStartConfig.steps`): Steps of the warm-up; fewer than the
+            default give a weak warm start.
 
     Returns:
-        The content of `summary.json`.
+        `Summary`: The content of `summary.json`.
 
     Raises:
-        ValueError: if an option is out of its range, before anything is computed.
+        ValueError: If an option is out of its range, before anything is computed.
     """
     options = Options(
         tuple(methods),
@@ -258,7 +259,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     """The metrics and the log of a finished run.
 
     Raises:
-        ValueError, OSError: one of them is damaged or missing.
+        ValueError, OSError: One of them is damaged or missing.
     """
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().strip().split("\n")]
     metrics = json.loads((folder / "result.json").read_text())

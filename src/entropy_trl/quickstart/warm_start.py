@@ -32,14 +32,16 @@ class WarmStartConfig:
     """Everything that the user can choose about the warm-up.
 
     Attributes:
-        seed: seed of the initial weights and of the warm-up data.
-        steps: optimizer steps.
-        noisy_steps: how many of the last steps use noisy targets.
-        noise: probability that the target of a row is replaced by a uniform random digit in these steps.
-        batch_size: rows a step.
-        peak_lr: peak of the one-cycle learning rate, reached after a tenth of the steps.
-        weight_decay: AdamW's.
-        max_grad_norm: gradient clip.
+        seed (`int`, *optional*, defaults to `0`): Seed of the initial weights and of the warm-up data.
+        steps (`int`, *optional*, defaults to `600`): Optimizer steps.
+        noisy_steps (`int`, *optional*, defaults to `80`): How many of the last steps use noisy targets.
+        noise (`float`, *optional*, defaults to `0.8`): Probability that the target of a row is replaced by a uniform
+            random digit in these steps.
+        batch_size (`int`, *optional*, defaults to `256`): Rows a step.
+        peak_lr (`float`, *optional*, defaults to `0.004`): Peak of the one-cycle learning rate, reached after a tenth
+            of the steps.
+        weight_decay (`float`, *optional*, defaults to `0.01`): AdamW's.
+        max_grad_norm (`float`, *optional*, defaults to `1.0`): Gradient clip.
     """
 
     seed: int = 0
@@ -64,9 +66,9 @@ def draw_batch(batch_size: int, noise: float, generator: torch.Generator) -> Ten
     """A batch of whole sequences, prompt and completion: (batch_size, 14) token ids. No prompt in it is held out.
 
     Args:
-        batch_size: rows.
-        noise: probability that a row's target is replaced by a uniform random digit.
-        generator: source of all randomness.
+        batch_size (`int`): Rows.
+        noise (`float`): Probability that a row's target is replaced by a uniform random digit.
+        generator (`torch.Generator`): Source of all randomness.
     """
     kept: list[Tensor] = []
     missing = batch_size
@@ -141,7 +143,8 @@ def load_or_warm_up(
     """The warm start of `config`, from `output_dir/warm_start/` if it is there, else made and saved there.
 
     Returns:
-        The model, its tokenizer and the seconds that the warm-up took when it was made.
+        `tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, float]`: The model, its tokenizer and the seconds that the
+        warm-up took when it was made.
     """
     tokenizer = task.build_tokenizer()
     folder = output_dir / "warm_start" / f"seed{config.seed}-{warm_start_key(config)}"

@@ -29,11 +29,11 @@ class MathReward:
     """`math_reward` with worker processes and a time limit of its own.
 
     Args:
-        workers: The number of worker processes; 0 compares in this process, without a time limit. By default the
-            environment variable `ENTROPY_TRL_REWARD_WORKERS`, else 4, or fewer where there are fewer processors for
-            each process of the machine.
-        time_limit: Seconds that one comparison may take before its worker is killed and the completion gets 0.0. By
-            default the environment variable `ENTROPY_TRL_REWARD_TIME_LIMIT`, else 5.
+        workers (`int`, *optional*): The number of worker processes; 0 compares in this process, without a time limit.
+            By default the environment variable `ENTROPY_TRL_REWARD_WORKERS`, else 4, or fewer where there are fewer
+            processors for each process of the machine.
+        time_limit (`float`, *optional*): Seconds that one comparison may take before its worker is killed and the
+            completion gets 0.0. By default the environment variable `ENTROPY_TRL_REWARD_TIME_LIMIT`, else 5.
     """
 
     __name__ = "math_reward"  # TRL names its metrics by it
@@ -121,16 +121,18 @@ def math_reward(
     needs one; one that takes longer than 5 seconds is ended and earns 0.0. `MathReward` sets other limits.
 
     Args:
-        completions: (B,) texts, or conversations (lists of messages) whose last message is read.
-        solution: (B,) reference answers, for instance `"34"` or `"\frac{1}{2}"`. If there is a `\boxed{}` in one, its
-            content is the reference.
-        answer_format: (B,) names out of `ANSWER_FORMATS`, one for all, or None, which is `"any"`. A column of the data.
-        **kwargs: What else TRL passes to reward functions: `log_metric` for the shares of completions without an
-            answer, unparsed, timed out and crashed, for the different answers a prompt, and for the mean reward by
+        completions (`Sequence[Any]`): (B,) texts, or conversations (lists of messages) whose last message is read.
+        solution (`Sequence[Any]`): (B,) reference answers, for instance `"34"` or `"\frac{1}{2}"`. If there is a
+            `\boxed{}` in one, its content is the reference.
+        answer_format (`Sequence[str | None] | str`, *optional*): (B,) names out of `ANSWER_FORMATS`, one for all, or
+            None, which is `"any"`. A column of the data.
+        **kwargs (`Any`): What else TRL passes to reward functions: `log_metric` for the shares of completions without
+            an answer, unparsed, timed out and crashed, for the different answers a prompt, and for the mean reward by
             `data_source` (or `source`) where there is such a column; `log_extra` for the answers.
 
     Returns:
-        (B,) rewards, each 1.0 or 0.0. A completion without an answer, or with one that cannot be parsed, gets 0.0.
+        `list[float]`: (B,) rewards, each 1.0 or 0.0. A completion without an answer, or with one that cannot be
+        parsed, gets 0.0.
     """
     global _shared
     if _shared is None:
@@ -145,11 +147,12 @@ def accepts_itself(solution: Any, answer_format: str = "boxed") -> bool:
     line break where the answer is one line. The check needs no worker process.
 
     Args:
-        solution: The reference of a row, as `math_reward` gets it.
-        answer_format: One of `ANSWER_FORMATS`: where a completion would write the answer.
+        solution (`Any`): The reference of a row, as `math_reward` gets it.
+        answer_format (`str`, *optional*, defaults to `"boxed"`): One of `ANSWER_FORMATS`: where a completion would
+            write the answer.
 
     Returns:
-        Whether `math_reward` gives 1.0 to a completion that writes the reference in this format.
+        `bool`: Whether `math_reward` gives 1.0 to a completion that writes the reference in this format.
 
     Example:
 

@@ -22,8 +22,8 @@ class SourceNames:
     meaning in the course of a training.
 
     Args:
-        reserved: Names of other metrics. A source of that name becomes `source/<name>`, so that neither mixes into the
-            other.
+        reserved (`Sequence[str]`): Names of other metrics. A source of that name becomes `source/<name>`, so that
+            neither mixes into the other.
     """
 
     def __init__(self, reserved: Sequence[str]):

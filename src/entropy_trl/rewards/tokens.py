@@ -20,11 +20,12 @@ class Token:
     """A piece of an answer.
 
     Args:
-        kind: `number`, `repeating`, `letters`, `command`, `symbol`, `begin`, `end` or `name` (a letter in a font that
-            has a meaning).
-        text: What it says, without its backslash.
-        upright: Whether it stands in `\\text` or `\\mathrm`, so that letters may be a word or a unit.
-        spaced: Whether space or the edge of a group is before it.
+        kind (`str`): `number`, `repeating`, `letters`, `command`, `symbol`, `begin`, `end` or `name` (a letter in a
+            font that has a meaning).
+        text (`str`): What it says, without its backslash.
+        upright (`bool`, *optional*, defaults to `False`): Whether it stands in `\\text` or `\\mathrm`, so that letters
+            may be a word or a unit.
+        spaced (`bool`, *optional*, defaults to `False`): Whether space or the edge of a group is before it.
     """
 
     kind: str

@@ -34,14 +34,14 @@ def estimate_advantages(name: str, rewards: Tensor, num_generations: int, quanti
       authors' code, which interpolates between two rewards where the paper's Eq. 3 takes one of them.
 
     Args:
-        name (`str`): one of the above.
-        rewards (`Tensor` of shape (N,)): weighted sum of the rewards of each completion; the completions of a prompt
+        name (`str`): One of the above.
+        rewards (`Tensor` of shape (N,)): Weighted sum of the rewards of each completion; the completions of a prompt
             follow each other.
-        num_generations (`int`): completions of a prompt, G.
-        quantile (`float`, *optional*, defaults to 0.4): K of `quantile`, in (0, 1).
+        num_generations (`int`): Completions of a prompt, G.
+        quantile (`float`, *optional*, defaults to `0.4`): K of `quantile`, in (0, 1).
 
     Returns:
-        `Tensor` of shape (N,).
+        `Tensor` of shape (N,): The advantages.
     """
     scored = ~rewards.isnan()
     if name == "rloo":

@@ -37,9 +37,9 @@ class PromptStream:
     that a checkpoint does not have. (A streamed data set cannot be read again. There the row itself comes back.)
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): the rows.
-        shuffle (`bool`): whether the order is shuffled; a streamed data set is shuffled within its buffer.
-        seed (`int`): of the order.
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        shuffle (`bool`): Whether the order is shuffled; a streamed data set is shuffled within its buffer.
+        seed (`int`): Seed of the order.
     """
 
     file = "prompt_stream.json"
@@ -129,11 +129,11 @@ def check_prompts(args: GRPOConfig, dataset: Any) -> None:
     nothing, with no error. Of a streamed data set so many rows are read here.
 
     Args:
-        args ([`~trl.GRPOConfig`]): the sizes of a rollout.
-        dataset (`Dataset` or `IterableDataset`): the training data. TRL itself refuses anything else.
+        args ([`~trl.GRPOConfig`]): The sizes of a rollout.
+        dataset (`Dataset` or `IterableDataset`): The training data. TRL itself refuses anything else.
 
     Raises:
-        ValueError: if the data has fewer rows than a rollout has prompts.
+        ValueError: If the data has fewer rows than a rollout has prompts.
     """
     if not isinstance(dataset, Dataset | IterableDataset):
         return
@@ -191,17 +191,18 @@ def fill_rollout(
     trains on, others get its last ones.
 
     Args:
-        generate: makes a number of new groups on this process; called on all processes at once.
-        keep: whether a group has a signal.
-        gather_flags: every process's flags in one list, by process.
-        exchange: every process's groups in one list, by process.
-        rank, processes: which process this is, of how many.
-        groups_per_process: groups that a process trains on.
-        max_rounds: rounds, the first one included.
-        train_on_incomplete: fill up with groups without a signal after the last round, instead of an error.
+        generate (`Callable[[int], list[Group]]`): Makes a number of new groups on this process; called on all
+            processes at once.
+        keep (`Callable[[Group], bool]`): Whether a group has a signal.
+        gather_flags (`Callable[[list[bool]], list[bool]]`): Every process's flags in one list, by process.
+        exchange (`Callable[[list[Group]], list[Group]]`): Every process's groups in one list, by process.
+        rank, processes (`int`): Which process this is, of how many.
+        groups_per_process (`int`): Groups that a process trains on.
+        max_rounds (`int`): Rounds, the first one included.
+        train_on_incomplete (`bool`): Fill up with groups without a signal after the last round, instead of an error.
 
     Raises:
-        NoSignalError: after the last round, on all processes.
+        NoSignalError: After the last round, on all processes.
     """
     needed = groups_per_process * processes
     made: list[Group] = []  # of this process

@@ -65,7 +65,7 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
     """Write a rollout, all of it or nothing.
 
     Args:
-        path (`Path`): the file; its folder is made if it is missing.
+        path (`Path`): The file; its folder is made if it is missing.
         step (`int`): TRL's count of micro-batches since the start of training.
         micro_batches (`list[dict]`): TRL's rollout buffer: tensors, and values that JSON can hold.
     """
@@ -84,7 +84,7 @@ def load_rollout(path: Path, device: torch.device) -> tuple[int, list[MicroBatch
     """Read what [`save_rollout`] wrote: the step and the rollout buffer, its tensors on `device`.
 
     Raises:
-        ValueError: if the tensors are not those that were written.
+        ValueError: If the tensors are not those that were written.
     """
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["rollout"])
@@ -135,13 +135,13 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
     """The checkpoint that `resume_from_checkpoint` means, checked; `None` for a new run.
 
     Args:
-        choice (`str`, `bool` or `None`): a checkpoint folder, `True` for the newest complete one in `output_dir`, or
+        choice (`str`, `bool` or `None`): A checkpoint folder, `True` for the newest complete one in `output_dir`, or
             `"auto"` for that one if there is one, and a new run if there is none.
-        output_dir (`str` or `Path`): the run's folder.
-        layout (`Layout`): of the run that is to go on.
+        output_dir (`str` or `Path`): The run's folder.
+        layout ([`Layout`]): Layout of the run that is to go on.
 
     Raises:
-        ValueError: if there is no complete checkpoint, the one named is not complete, or the run cannot go on from it
+        ValueError: If there is no complete checkpoint, the one named is not complete, or the run cannot go on from it
             with this layout.
     """
     if choice is None or choice is False:
@@ -185,10 +185,10 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, newest: 
     A checkpoint without a manifest, as stock TRL writes it, or with an edited file is not broken.
 
     Args:
-        output_dir (`str` or `Path`): the run's folder.
-        limit (`int`, *optional*): how many to keep; `None` or 0 keeps all.
-        best (`str`, *optional*): the best checkpoint, which is never deleted.
-        newest (`Path`, *optional*): the checkpoint just written, which is never deleted. By default the youngest one.
+        output_dir (`str` or `Path`): The run's folder.
+        limit (`int`, *optional*): How many to keep; `None` or 0 keeps all.
+        best (`str`, *optional*): The best checkpoint, which is never deleted.
+        newest (`Path`, *optional*): The checkpoint just written, which is never deleted. By default the youngest one.
     """
     if limit is None or limit <= 0:
         return
@@ -207,8 +207,8 @@ def warn_of_another_run(output_dir: str | Path, resumed: Path | None = None) -> 
     """Name in one line the other run that lies where a run is about to write.
 
     Args:
-        output_dir (`str` or `Path`): the run's folder.
-        resumed (`Path`, *optional*): the checkpoint that the run goes on from. Its own run is not another one.
+        output_dir (`str` or `Path`): The run's folder.
+        resumed (`Path`, *optional*): The checkpoint that the run goes on from. Its own run is not another one.
     """
     folder = Path(output_dir)
     checkpoints = sorted(_checkpoints(folder), key=_saved_at)

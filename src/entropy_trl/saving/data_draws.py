@@ -52,7 +52,7 @@ def load_random_state(path: Path) -> RandomState:
     """Read what [`save_random_state`] wrote.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: If it is anything else.
     """
     try:
         stored = json.loads(path.read_text())
@@ -82,7 +82,7 @@ class WatchedReads:
     """A collator that sees with which random state each batch of training is read, in the process that reads it.
 
     Args:
-        collate (`Callable`): the collator itself.
+        collate (`Callable`): The collator itself.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any]):

@@ -79,8 +79,8 @@ class Run:
     """The run that a checkpoint belongs to. A resumed run keeps its identity.
 
     Args:
-        id (`str`): a random name.
-        started (`float`): when it began, seconds since 1970.
+        id (`str`): A random name.
+        started (`float`): When it began, seconds since 1970.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -114,8 +114,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, checked.
 
     Raises:
-        FileNotFoundError: if there is none.
-        DamagedManifest: if it is not what was written.
+        FileNotFoundError: If there is none.
+        DamagedManifest: If it is not what was written.
     """
     text = (checkpoint / MANIFEST).read_bytes()
     try:

@@ -48,9 +48,11 @@ def write_card(
     """Writes the card and its figure into `args.output_dir`, each in one move, so that a reader sees a whole file.
 
     Args:
-        args (`GRPOConfig`): the run's configuration.
+        args (`GRPOConfig`): The run's configuration.
         write_base_card (`Callable`): TRL's card writing, which saves to `args.output_dir`.
-        state, hub_model_id, model: as in [`extend_card`].
+        state (`TrainerState`): The run's progress and log.
+        hub_model_id (`str`, *optional*): The repository, once there is one.
+        model (`PreTrainedModel` or `PeftModel`): The policy.
     """
     run = args.output_dir
     folder = Path(str(run))
@@ -78,11 +80,11 @@ def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_i
     A run of a plain `GRPOConfig` keeps TRL's card, but for what TRL says of a base model or repository called `None`.
 
     Args:
-        folder (`Path`): where the card is. [`write_card`] moves it to the run's folder when it is complete.
-        args (`GRPOConfig`): the run's configuration.
-        state (`TrainerState`): its progress and log.
-        hub_model_id (`str`, *optional*): the repository, once there is one.
-        model (`PreTrainedModel` or `PeftModel`): the policy.
+        folder (`Path`): Where the card is. [`write_card`] moves it to the run's folder when it is complete.
+        args (`GRPOConfig`): The run's configuration.
+        state (`TrainerState`): Its progress and log.
+        hub_model_id (`str`, *optional*): The repository, once there is one.
+        model (`PreTrainedModel` or `PeftModel`): The policy.
     """
     path = folder / "README.md"
     card = ModelCard.load(path)

@@ -46,11 +46,11 @@ def warn_of_other_options(checkpoint: Path, args: GRPOConfig) -> None:
     """Say in one line which options differ from the run that saved a checkpoint, and which of the two hold.
 
     Args:
-        checkpoint (`Path`): the checkpoint to resume from.
-        args (`GRPOConfig`): the configuration of the run that is to go on.
+        checkpoint (`Path`): The checkpoint to resume from.
+        args (`GRPOConfig`): The configuration of the run that is to go on.
 
     Raises:
-        ValueError: if the run cannot go on from the checkpoint's schedule or rollout.
+        ValueError: If the run cannot go on from the checkpoint's schedule or rollout.
     """
     state = _read_state(checkpoint)
     step = state.get("global_step", 0)

@@ -105,7 +105,7 @@ class ResumingTrainer(PushingTrainer):
                 otherwise starts from the beginning.
 
         Raises:
-            ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
+            ValueError: If there is no complete checkpoint, or the run cannot go on from it as it is configured now.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
         self._resumed, self._run = checkpoint, Run()

@@ -35,12 +35,12 @@ def check_shards(model: nn.Module, checkpoint: Path, rank: int, processes: int) 
     """Compare the weights of this process with the sample in a checkpoint.
 
     Args:
-        model (`nn.Module`): the model after DeepSpeed or torch restored it.
-        checkpoint (`Path`): the checkpoint folder.
-        rank, processes (`int`): this process, of how many. Shards of another number of processes are not compared.
+        model (`nn.Module`): The model after DeepSpeed or torch restored it.
+        checkpoint (`Path`): The checkpoint folder.
+        rank, processes (`int`): This process, of how many. Shards of another number of processes are not compared.
 
     Raises:
-        ValueError: if they differ.
+        ValueError: If they differ.
     """
     file = shards_file(checkpoint, rank)
     stored = json.loads(file.read_text()) if file.exists() else {}

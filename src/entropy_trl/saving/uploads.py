@@ -97,8 +97,8 @@ class PushingTrainer(GRPOTrainer):
         warns, with the command that uploads the same later, and is listed in `hub_failures`.
 
         Returns:
-            `CommitInfo`, or its `Future` if not `blocking`. `None` if the upload failed, and on all processes but the
-            first.
+            `CommitInfo`, `Future` or `None`: The commit, or its future if not `blocking`. `None` if the upload failed,
+            and on all processes but the first.
         """
         if self.is_world_process_zero():
             limit_waiting()

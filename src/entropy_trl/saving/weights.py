@@ -41,11 +41,11 @@ def restore_weights(model: nn.Module, checkpoint: Path) -> None:
     loads what differs.
 
     Args:
-        model (`nn.Module`): the model, unwrapped; a [`~peft.PeftModel`] gets its adapters.
-        checkpoint (`Path`): the checkpoint folder.
+        model (`nn.Module`): The model, unwrapped; a [`~peft.PeftModel`] gets its adapters.
+        checkpoint (`Path`): The checkpoint folder.
 
     Raises:
-        ValueError: if the model does not have the weights of the files after that.
+        ValueError: If the model does not have the weights of the files after that.
     """
     if is_peft_model(model):
         _restore_adapters(model, checkpoint)

@@ -49,18 +49,18 @@ class StepMetadata:
     """What describes a recorded optimizer step.
 
     Args:
-        step (`int`): the optimizer step.
-        learning_rate (`float`): the one of this step's update.
-        tokens (`int`): tokens that the loss counts in the whole step, on all processes.
-        tokens_recorded (`int`): how many of them have a row, on all processes; fewer than `tokens` where whole
+        step (`int`): The optimizer step.
+        learning_rate (`float`): The one of this step's update.
+        tokens (`int`): Tokens that the loss counts in the whole step, on all processes.
+        tokens_recorded (`int`): How many of them have a row, on all processes; fewer than `tokens` where whole
             completions were sampled.
-        mean_covariance (`float`): mean of Eq. 10 over the whole step.
-        mean_entropy (`float`): mean entropy over the whole step, nats.
-        mean_entropy_after (`float`, *optional*): the same states after the update; None where not measured.
-        num_generations (`int`): completions a prompt.
-        control (`str`, *optional*): name of the entropy control, None if off.
+        mean_covariance (`float`): Mean of Eq. 10 over the whole step.
+        mean_entropy (`float`): Mean entropy over the whole step, nats.
+        mean_entropy_after (`float`, *optional*): The same states after the update; None where not measured.
+        num_generations (`int`): Completions a prompt.
+        control (`str`, *optional*): Name of the entropy control, None if off.
         loss_type (`str`): TRL's name of the loss.
-        prompts (`dict`): the prompt's text by `group`.
+        prompts (`dict`): The prompt's text by `group`.
     """
 
     step: int
@@ -81,7 +81,7 @@ class StepRecords(StepMetadata):
     """The records of one optimizer step: its metadata, and the tokens of all processes when [`table`] is called.
 
     Args:
-        files (`tuple` of `Path`): one a process.
+        files (`tuple` of `Path`): One a process.
     """
 
     files: tuple[Path, ...]
@@ -103,10 +103,10 @@ def write_records(path: str | Path, columns: Mapping[str, Any], metadata: StepMe
     """Writes one file of records. It appears whole or not at all.
 
     Args:
-        path (`str` or `Path`): the file; its folder is made if need be.
-        columns (mapping of name to array or list): all of [`SCHEMA`], of equal length. `entropy_after` may be missing
-            or None; NaN in it counts as not measured. `token` may be strings or a `pyarrow.DictionaryArray`.
-        metadata ([`StepMetadata`] or mapping): all of its fields.
+        path (`str` or `Path`): The file; its folder is made if need be.
+        columns (`Mapping[str, Any]`): All of [`SCHEMA`], of equal length. `entropy_after` may be missing or None; NaN
+            in it counts as not measured. `token` may be strings or a `pyarrow.DictionaryArray`.
+        metadata ([`StepMetadata`] or mapping): All of its fields.
 
     Raises:
         ValueError: A column or a field is missing or unknown, or the columns' lengths differ.
@@ -152,9 +152,9 @@ def read_records(
     """The recorded steps, in order. Checks that each file is whole; its tokens are kept when they are asked for.
 
     Args:
-        source (`str`, `Path` or sequence of them): a run's output folder, a folder of records, or files of records.
-        steps (iterable of `int`, *optional*): the steps to keep. Defaults to all.
-        unread (`list` of `str`, *optional*): gets a sentence on each damaged file and on the steps without a counted
+        source (`str`, `Path` or sequence of them): A run's output folder, a folder of records, or files of records.
+        steps (`Iterable[int]`, *optional*): The steps to keep. Defaults to all.
+        unread (`list` of `str`, *optional*): Gets a sentence on each damaged file and on the steps without a counted
             token, such as those whose completions were all truncated. Both are left out, and the rest is read. Without
             it the first damaged file is an error.
 

@@ -22,15 +22,16 @@ class StepRegion:
     """A region in one step. A share of nothing is None.
 
     Args:
-        step (`int`): the optimizer step.
-        region (`str`): one of `REGIONS`.
-        tokens (`float`, *optional*): its share of the recorded tokens.
-        restrained (`float`, *optional*): share of its tokens that the control restrains.
-        gradient (`float`, *optional*): its share of `sum |A| r (1 - p)` over the recorded tokens, the size of the
-            gradient by the sampled tokens' own logits.
-        entropy_change (`float`, *optional*): its part of the change of entropy to first order, nats per recorded token
-            and unit of step on the logits: the sum of `-r A p (1 - p) (ln p + H)` over the number of all tokens. An
-            estimate whose bias differs by region (docs/methods.md): compare a region with itself, not with others.
+        step (`int`): The optimizer step.
+        region (`str`): One of `REGIONS`.
+        tokens (`float`, *optional*): The region's share of the recorded tokens.
+        restrained (`float`, *optional*): Share of its tokens that the control restrains.
+        gradient (`float`, *optional*): The region's share of `sum |A| r (1 - p)` over the recorded tokens, the size of
+            the gradient by the sampled tokens' own logits.
+        entropy_change (`float`, *optional*): The region's part of the change of entropy to first order, nats per
+            recorded token and unit of step on the logits: the sum of `-r A p (1 - p) (ln p + H)` over the number of
+            all tokens. An estimate whose bias differs by region (docs/methods.md): compare a region with itself, not
+            with others.
     """
 
     step: int
@@ -47,7 +48,7 @@ class StepMean:
 
     Args:
         mean (`float`, *optional*): None where no step has one.
-        standard_error (`float`, *optional*): as of independent steps, which neighbouring ones are not; None for fewer
+        standard_error (`float`, *optional*): That of independent steps, which neighbouring ones are not; None for fewer
             than two.
     """
 
@@ -71,8 +72,8 @@ class EntropyRegions:
     """The regions of a run.
 
     Args:
-        steps (`list` of [`StepRegion`]): each recorded step with each of `REGIONS`.
-        means (`list` of [`RegionMeans`]): one for each of `REGIONS`.
+        steps (`list` of [`StepRegion`]): Each recorded step with each of `REGIONS`.
+        means (`list` of [`RegionMeans`]): One for each of `REGIONS`.
     """
 
     steps: list[StepRegion]

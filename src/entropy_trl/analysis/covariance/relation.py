@@ -20,12 +20,13 @@ class Relation:
     """How the entropy change goes with learning rate times covariance.
 
     Args:
-        points (`int`): pairs.
-        pearson (`float`): correlation; None where one of the two does not vary.
-        pearson_ci95 (`tuple`, *optional*): its bootstrap interval; None where there is too little to resample.
-        spearman (`float`), spearman_ci95 (`tuple`, *optional*): the same for ranks.
-        slope (`float`, *optional*): of the least-squares line. A tabular softmax policy has -1 to first order.
-        resampled (`str`): what the bootstrap draws.
+        points (`int`): Pairs.
+        pearson (`float`): Correlation; None where one of the two does not vary.
+        pearson_ci95 (`tuple`, *optional*): Bootstrap interval of `pearson`; None where there is too little to resample.
+        spearman (`float`): The same for ranks.
+        spearman_ci95 (`tuple`, *optional*): The same for ranks.
+        slope (`float`, *optional*): Slope of the least-squares line. A tabular softmax policy has -1 to first order.
+        resampled (`str`): What the bootstrap draws.
     """
 
     points: int
@@ -52,15 +53,16 @@ class EntropyChange:
     """Fig. 8 of arXiv 2505.22617: the measured entropy change against the covariance.
 
     Args:
-        level (`str`): the level of the covariance.
-        window (`int`): recorded steps that one point averages.
-        steps (`list` of [`StepChange`]): the points.
-        over_steps ([`Relation`]): over these points.
-        over_prompts ([`Relation`]): over the prompts of all steps, each with its own covariance and entropy change.
-        within_steps ([`Relation`]): the same after the step's mean is taken off both.
-        covariance_positive (`float`): share of the points whose covariance is above 0.
-        entropy_fell (`float`): share of the points at which the entropy fell.
-        sign_agrees (`float`): share of the points at which the entropy moved as the sign of the covariance says, of
+        level (`str`): The level of the covariance.
+        window (`int`): Recorded steps that one point averages.
+        steps (`list` of [`StepChange`]): The points.
+        over_steps ([`Relation`]): The relation over these points.
+        over_prompts ([`Relation`]): The relation over the prompts of all steps, each with its own covariance and
+            entropy change.
+        within_steps ([`Relation`]): The same after the step's mean is taken off both.
+        covariance_positive (`float`): Share of the points whose covariance is above 0.
+        entropy_fell (`float`): Share of the points at which the entropy fell.
+        sign_agrees (`float`): Share of the points at which the entropy moved as the sign of the covariance says, of
             those whose covariance and learning rate are not 0.
     """
 
@@ -84,10 +86,10 @@ def entropy_change(
     of an optimizer of shared weights is another, so that the sign and the correlation can be compared, not the slope.
 
     Args:
-        records (sequence of [`StepRecords`]): steps without `entropy_after` are passed over.
-        level (`str`, *optional*): the level of the covariance.
-        window (`int`, *optional*, defaults to 1): recorded steps that a point averages, for less noise.
-        seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
+        records (`Sequence[StepRecords]`): Steps without `entropy_after` are passed over.
+        level (`str`, *optional*): The level of the covariance.
+        window (`int`, *optional*, defaults to `1`): Recorded steps that a point averages, for less noise.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
 
     Raises:
         ValueError: Fewer than three points were measured.

@@ -45,11 +45,11 @@ def covariance_of(
     """Compute all analyses.
 
     Args:
-        run (`str`): what the records were read from.
-        records (sequence of [`StepRecords`]): the steps.
-        level (`str`, *optional*): of the covariance.
-        window (`int`, *optional*, defaults to 1): recorded steps that a point of the entropy change averages.
-        fraction (`float`, *optional*): the share of the tokens to look at. Defaults to those that the control
+        run (`str`): What the records were read from.
+        records (`Sequence[StepRecords]`): The steps.
+        level (`str`, *optional*): Level of the covariance.
+        window (`int`, *optional*, defaults to `1`): Recorded steps that a point of the entropy change averages.
+        fraction (`float`, *optional*): The share of the tokens to look at. Defaults to those that the control
             restrained, or the highest 2% without one.
     """
     training = covariance_over_training(records, level)

@@ -42,11 +42,11 @@ class QuantileTable:
     """Table 1 of arXiv 2505.22617 for one step.
 
     Args:
-        step (`int`): the optimizer step.
-        level (`str`): what is ranked, tokens or completions.
-        count (`int`): how many were ranked.
-        sampled (`bool`): whether these are a sample of the step's, by whole completions.
-        rows (`list` of [`QuantileRow`]): the smallest share first, all last.
+        step (`int`): The optimizer step.
+        level (`str`): What is ranked, tokens or completions.
+        count (`int`): How many were ranked.
+        sampled (`bool`): Whether these are a sample of the step's, by whole completions.
+        rows (`list` of [`QuantileRow`]): The smallest share first, all last.
     """
 
     step: int
@@ -61,14 +61,14 @@ class StepCovariance:
     """The covariance in one step.
 
     Args:
-        step (`int`): the optimizer step.
-        learning_rate (`float`): the one of its update.
-        covariance (`float`): mean covariance, of the whole step at the level `token`.
-        positive (`float`): share of the recorded tokens (completions) whose covariance is above 0.
-        selected (`float`): share of the recorded tokens that the control restrains.
-        selected_covariance (`float`, *optional*): mean covariance of these; None if there are none.
-        entropy (`float`): mean entropy of the whole step before the update, nats.
-        entropy_after (`float`, *optional*): on the same states after the update; None where not measured.
+        step (`int`): The optimizer step.
+        learning_rate (`float`): The one of its update.
+        covariance (`float`): Mean covariance, of the whole step at the level `token`.
+        positive (`float`): Share of the recorded tokens (completions) whose covariance is above 0.
+        selected (`float`): Share of the recorded tokens that the control restrains.
+        selected_covariance (`float`, *optional*): Mean covariance of these; None if there are none.
+        entropy (`float`): Mean entropy of the whole step before the update, nats.
+        entropy_after (`float`, *optional*): Mean entropy on the same states after the update; None where not measured.
     """
 
     step: int
@@ -86,11 +86,11 @@ class DifficultyGroup:
     """Prompts of like accuracy: means over prompts of the prompt's own mean.
 
     Args:
-        accuracy (`str`): the range of the mean reward of a prompt's completions.
-        prompts (`int`): prompts, one counted again in each step that it is recorded in.
-        covariance (`float`, *optional*), standard_error (`float`, *optional*): None for too few prompts.
-        entropy (`float`, *optional*): before the update, nats.
-        change (`float`, *optional*): entropy change by the update; None where not measured.
+        accuracy (`str`): The range of the mean reward of a prompt's completions.
+        prompts (`int`): Prompts, one counted again in each step that it is recorded in.
+        covariance, standard_error (`float`, *optional*): None for too few prompts.
+        entropy (`float`, *optional*): Entropy before the update, nats.
+        change (`float`, *optional*): Entropy change by the update; None where not measured.
     """
 
     accuracy: str
@@ -106,9 +106,9 @@ class DistributionCovariance:
     """The covariances whose negative, times the step size, is the entropy change of a tabular softmax policy.
 
     Args:
-        policy_gradient (array of shape (S,)): `Cov_{a~pi}(log pi, pi * A)` of each state (Theorem 1).
-        natural_gradient (array of shape (S,)): `Cov_{a~pi}(log pi, A)` of each state (Theorem 2).
-        mean_policy_gradient (`float`), mean_natural_gradient (`float`): their means under the weights of the states.
+        policy_gradient (`Floats` of shape (S,)): `Cov_{a~pi}(log pi, pi * A)` of each state (Theorem 1).
+        natural_gradient (`Floats` of shape (S,)): `Cov_{a~pi}(log pi, A)` of each state (Theorem 2).
+        mean_policy_gradient, mean_natural_gradient (`float`): Their means under the weights of the states.
     """
 
     policy_gradient: Floats
@@ -124,9 +124,9 @@ def distribution_covariance(logits: Floats, advantages: Floats, weight: Floats) 
     and `eta * A` of natural policy gradient change the entropy of a state by `-eta` times these, to first order.
 
     Args:
-        logits (array of shape (S, V)): unnormalised log-probabilities of the actions; -inf where one is impossible.
-        advantages (array of shape (S, V)): `A(s, a) = Q(s, a) - V(s)`; ignored at impossible actions.
-        weight (array of shape (S,)): weights of the states in the means, such as how often the policy is there.
+        logits (`Floats` of shape (S, V)): Unnormalised log-probabilities of the actions; -inf where one is impossible.
+        advantages (`Floats` of shape (S, V)): `A(s, a) = Q(s, a) - V(s)`; ignored at impossible actions.
+        weight (`Floats` of shape (S,)): Weights of the states in the means, such as how often the policy is there.
 
     Raises:
         ValueError: The shapes do not fit.
@@ -195,10 +195,10 @@ def by_difficulty(
     """The covariance by how often the prompt is solved: the paper finds it larger for easy prompts.
 
     Args:
-        records (sequence of [`StepRecords`]): the steps, taken together.
-        level (`str`, *optional*): the level of the covariance.
-        edges (sequence of `float`, *optional*): ascending bounds of the mean reward of a prompt's completions. The
-            first and the last one are groups of their own.
+        records (`Sequence[StepRecords]`): The steps, taken together.
+        level (`str`, *optional*): The level of the covariance.
+        edges (`Sequence[float]`, *optional*, defaults to `ACCURACY_EDGES`): Ascending bounds of the mean reward of a
+            prompt's completions. The first and the last one are groups of their own.
 
     Raises:
         ValueError: A prompt's mean reward lies outside the edges.

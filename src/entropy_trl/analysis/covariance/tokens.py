@@ -30,12 +30,12 @@ class TokenCount:
     """A token among the chosen ones.
 
     Args:
-        token (`str`): its text.
-        token_id (`int`): its id.
-        count (`int`): how often it was recorded.
-        chosen (`int`): how often it was chosen.
-        lift (`float`): its share of the chosen tokens over its share of all tokens.
-        keyness (`float`): log-likelihood ratio `G^2` of the two shares (Dunning, 1993), negative for a lift below 1.
+        token (`str`): The token's text.
+        token_id (`int`): The token's id.
+        count (`int`): How often it was recorded.
+        chosen (`int`): How often it was chosen.
+        lift (`float`): The token's share of the chosen tokens over its share of all tokens.
+        keyness (`float`): Log-likelihood ratio `G^2` of the two shares (Dunning, 1993), negative for a lift below 1.
             It weighs the lift by how much evidence there is for it; above 10.8 has p < 0.001 for a single token.
     """
 
@@ -63,11 +63,11 @@ class SelectedTokens:
     """Which tokens were chosen.
 
     Args:
-        chosen_by (`str`): how, in words.
-        count (`int`): recorded tokens.
-        chosen (`int`): how many of them were chosen.
-        tokens (`list` of [`TokenCount`]): the most over-represented first.
-        positions (`list` of [`PositionBin`]): by position relative to the completion's length.
+        chosen_by (`str`): How, in words.
+        count (`int`): Recorded tokens.
+        chosen (`int`): How many of them were chosen.
+        tokens (`list` of [`TokenCount`]): The most over-represented first.
+        positions (`list` of [`PositionBin`]): Counts by position relative to the completion's length.
     """
 
     chosen_by: str
@@ -83,10 +83,10 @@ def selected_tokens(
     """Which tokens a control restrains, or which have the highest covariance, against all recorded tokens.
 
     Args:
-        records (sequence of [`StepRecords`]): the steps, taken together.
-        fraction (`float`, *optional*): the share of each step's recorded tokens with the highest covariance, at least
+        records (`Sequence[StepRecords]`): The steps, taken together.
+        fraction (`float`, *optional*): The share of each step's recorded tokens with the highest covariance, at least
             one. Defaults to None: the tokens that the control restrained.
-        minimum_count (`int`, *optional*, defaults to 5): rarer tokens are not listed.
+        minimum_count (`int`, *optional*, defaults to `5`): Rarer tokens are not listed.
 
     Raises:
         ValueError: The control restrained none of the recorded tokens, or the fraction is not one.
@@ -258,11 +258,11 @@ def completion_html(tokens: pd.DataFrame, scale: Sequence[float], title: str, pr
     largest covariances are in a table too.
 
     Args:
-        tokens (`DataFrame`): the rows of one completion: `position`, `token`, `logp`, `entropy`, `advantage`,
+        tokens (`DataFrame`): The rows of one completion: `position`, `token`, `logp`, `entropy`, `advantage`,
             `covariance` and `selected`.
-        scale (sequence of 4 `float`): from [`covariance_scale`].
-        title (`str`): the heading, as plain text.
-        prompt (`str`, *optional*): the prompt's text.
+        scale (`Sequence[float]`): The scale, from [`covariance_scale`].
+        title (`str`): The heading, as plain text.
+        prompt (`str`, *optional*): The prompt's text.
     """
     return _fragment("completion", shown_completion(tokens, scale, title, prompt))
 

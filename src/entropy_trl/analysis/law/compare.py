@@ -20,10 +20,11 @@ class FormScore(NamedTuple):
     """How well one curve fits.
 
     Attributes:
-        fit: the curve.
-        aic: Akaike's criterion relative to the law: above 0 where the law is better. In units of independent points,
-            `n_eff ln(RSS / RSS_exp)`: with `n` in place of `n_eff`, autocorrelated points would count as new evidence.
-        cv_rmse: root mean squared error on contiguous blocks that were left out, in the reward's unit.
+        fit ([`LawFit`]): The curve.
+        aic (`float`): Akaike's criterion relative to the law: above 0 where the law is better. In units of independent
+            points, `n_eff ln(RSS / RSS_exp)`: with `n` in place of `n_eff`, autocorrelated points would count as new
+            evidence.
+        cv_rmse (`float`): Root mean squared error on contiguous blocks that were left out, in the reward's unit.
     """
 
     fit: LawFit
@@ -35,9 +36,9 @@ class FormComparison(NamedTuple):
     """The law against other curves through the same points.
 
     Attributes:
-        scores: by form; the law first.
-        verdict: by other form, `"better"`: the law fits better, by AIC (2 or more) and on blocks left out; `"worse"`:
-            the other one does; `"not distinguishable"`: neither.
+        scores (`dict[Form, FormScore]`): The scores by form; the law first.
+        verdict (`dict[Form, str]`): For each other form, `"better"`: the law fits better, by AIC (2 or more) and on
+            blocks left out; `"worse"`: the other one does; `"not distinguishable"`: neither.
     """
 
     scores: dict[Form, FormScore]
@@ -52,7 +53,7 @@ def compare_forms(entropy: npt.ArrayLike, reward: npt.ArrayLike, robust: bool = 
     entropy is 0.
 
     Raises:
-        ValueError: as for [`fit_law`].
+        ValueError: As for [`fit_law`].
     """
     h, r = check_entropy(entropy), np.asarray(reward, dtype=np.float64)
     fits = {form: fit_law(h, r, form, robust) for form in FORMS if form != "log" or h.min() > 0}
@@ -108,13 +109,15 @@ class EarlyPrediction(NamedTuple):
     """What a fit to the start of a training says about the rest of it.
 
     Attributes:
-        fit: the fit to the start.
-        last_step: the last step that it has seen.
-        rmse: of the later points, predicted from their entropies, in the reward's unit.
-        last_error: predicted minus measured reward at the last point.
-        predicted: the rewards predicted for the later points.
-        unchanged_rmse: the same error if the reward were predicted to stay what it was at the end of the start.
-        mean_rmse: the same error of the later points' own mean: what a constant can reach at best.
+        fit ([`LawFit`]): The fit to the start.
+        last_step (`int`): The last step that it has seen.
+        rmse (`float`): Root mean squared error of the later points, predicted from their entropies, in the
+            reward's unit.
+        last_error (`float`): Predicted minus measured reward at the last point.
+        predicted (`Array`): The rewards predicted for the later points.
+        unchanged_rmse (`float`): The same error if the reward were predicted to stay what it was at the end of the
+            start.
+        mean_rmse (`float`): The same error of the later points' own mean: what a constant can reach at best.
     """
 
     fit: LawFit
@@ -140,12 +143,12 @@ def predict_early(
     entropy buys, not when it will be reached.
 
     Args:
-        entropy: as for [`fit_law`].
-        reward: as for [`fit_law`].
-        steps: of the points; their numbers if not given.
-        fraction: of the steps between the first and the last point.
-        form: as for [`fit_law`].
-        robust: as for [`fit_law`].
+        entropy (`npt.ArrayLike`): As for [`fit_law`].
+        reward (`npt.ArrayLike`): As for [`fit_law`].
+        steps (`npt.ArrayLike`, *optional*): Steps of the points; their numbers if not given.
+        fraction (`float`, *optional*, defaults to `0.15`): Share of the steps between the first and the last point.
+        form (`Form`, *optional*, defaults to `"exp"`): As for [`fit_law`].
+        robust (`bool`, *optional*, defaults to `False`): As for [`fit_law`].
 
     Raises:
         ValueError: Fewer than 3 points in the first part or none after it, or as for [`fit_law`].
@@ -196,10 +199,10 @@ def entropy_spent(
     94% and 93%. Whole fall and gain are from the first to the last point; between points, linear interpolation.
 
     Args:
-        entropy: as for [`fit_law`].
-        reward: as for [`fit_law`].
-        steps: of the points; their numbers if not given.
-        at: the parts of the training.
+        entropy (`npt.ArrayLike`): As for [`fit_law`].
+        reward (`npt.ArrayLike`): As for [`fit_law`].
+        steps (`npt.ArrayLike`, *optional*): Steps of the points; their numbers if not given.
+        at (`Sequence[float]`, *optional*, defaults to `SPENT_AT`): The parts of the training.
 
     Raises:
         ValueError: The entropy did not fall, or the reward did not rise, from the first to the last point.

@@ -66,11 +66,11 @@ class Diagnostics(NamedTuple):
     """What the residuals, in the order of training, say about the assumptions.
 
     Attributes:
-        autocorrelation: between consecutive residuals, corrected for its bias; the independent-noise interval is too
-            short where it is far above 0.
-        durbin_watson: about 2 without autocorrelation, towards 0 with.
-        breusch_pagan: p-value; small where the noise changes with the entropy.
-        jarque_bera: p-value; small where the noise is not normal (outliers: try the robust fit).
+        autocorrelation (`float`): Between consecutive residuals, corrected for its bias; the independent-noise
+            interval is too short where it is far above 0.
+        durbin_watson (`float`): About 2 without autocorrelation, towards 0 with.
+        breusch_pagan (`float`): P-value; small where the noise changes with the entropy.
+        jarque_bera (`float`): P-value; small where the noise is not normal (outliers: try the robust fit).
     """
 
     autocorrelation: float
@@ -84,12 +84,12 @@ class LawFit:
     """A fit of `R = -a f(H) + b`; from [`fit_law`].
 
     Attributes:
-        a: the slope, in the reward's unit; positive where reward rises as entropy falls.
-        b: the intercept, in the reward's unit.
-        entropy: `H` of the points, nats, in the order of training.
-        reward: `R` of the points.
-        form: `"exp"` (the law), `"linear"` or `"log"`: what `f` is.
-        robust: fitted by Huber's M-estimator instead of least squares.
+        a (`float`): The slope, in the reward's unit; positive where reward rises as entropy falls.
+        b (`float`): The intercept, in the reward's unit.
+        entropy (`Array`): `H` of the points, nats, in the order of training.
+        reward (`Array`): `R` of the points.
+        form (`Form`, *optional*, defaults to `"exp"`): `"exp"` (the law), `"linear"` or `"log"`: what `f` is.
+        robust (`bool`, *optional*, defaults to `False`): Fitted by Huber's M-estimator instead of least squares.
     """
 
     a: float
@@ -158,14 +158,15 @@ class LawFit:
         default.
 
         Args:
-            method: `"ar1"`: the covariance of the estimates if the noise is autoregressive of order 1, with the
-                autocorrelation `r` of the residuals (corrected for its bias, `(2 + 4 r) / n`), and Student's quantile
-                with `n (1 - r) / (1 + r) - 2` degrees of freedom, 2 at least. `"hac"`: Newey and West's, with lags up
-                to `1.3 sqrt(n)` (Lazarus et al., 2018). `"ols"`: independent noise of one variance. `"bootstrap"`:
-                moving-block bootstrap of the residuals, 999 draws, basic interval; blocks of
-                `(6 r^2 n / (1 - r^2)^2)^(1/3)` points, the optimum for autocorrelation `r` (Politis and White, 2004).
-            confidence: of the intervals.
-            seed: of the bootstrap.
+            method (`Method`, *optional*, defaults to `"ar1"`): `"ar1"`: the covariance of the estimates if the noise
+                is autoregressive of order 1, with the autocorrelation `r` of the residuals (corrected for its bias,
+                `(2 + 4 r) / n`), and Student's quantile with `n (1 - r) / (1 + r) - 2` degrees of freedom, 2 at least.
+                `"hac"`: Newey and West's, with lags up to `1.3 sqrt(n)` (Lazarus et al., 2018). `"ols"`: independent
+                noise of one variance. `"bootstrap"`: moving-block bootstrap of the residuals, 999 draws, basic
+                interval; blocks of `(6 r^2 n / (1 - r^2)^2)^(1/3)` points, the optimum for autocorrelation `r`
+                (Politis and White, 2004).
+            confidence (`float`, *optional*, defaults to `0.95`): Confidence of the intervals.
+            seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
 
         Raises:
             ValueError: An unknown method, or a confidence outside of (0, 1).
@@ -189,7 +190,7 @@ class LawFit:
         """Tests of the residuals.
 
         Raises:
-            ImportError: statsmodels is missing.
+            ImportError: The package statsmodels is missing.
         """
         stattools, diagnostic = _needs("statsmodels.stats.stattools"), _needs("statsmodels.stats.diagnostic")
         noise = _Noise.of(self)
@@ -233,14 +234,16 @@ def fit_law(entropy: npt.ArrayLike, reward: npt.ArrayLike, form: Form = "exp", r
     """Fit `R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), or one of the curves that it is compared with.
 
     Args:
-        entropy: `H` of each point, nats a token, in the order of training.
-        reward: `R` of each point, such as the accuracy on a validation set as a fraction.
-        form: `"exp"` (the law), `"linear"` (`R = -a H + b`) or `"log"` (`R = -a ln(H) + b`).
-        robust: Huber's M-estimator instead of least squares, for logs with outliers; needs statsmodels.
+        entropy (`npt.ArrayLike`): `H` of each point, nats a token, in the order of training.
+        reward (`npt.ArrayLike`): `R` of each point, such as the accuracy on a validation set as a fraction.
+        form (`Form`, *optional*, defaults to `"exp"`): `"exp"` (the law), `"linear"` (`R = -a H + b`) or `"log"`
+            (`R = -a ln(H) + b`).
+        robust (`bool`, *optional*, defaults to `False`): Huber's M-estimator instead of least squares, for logs with
+            outliers; needs statsmodels.
 
     Raises:
         ValueError: Fewer than 3 points, constant entropy, or entropies or rewards that cannot be.
-        ImportError: statsmodels is missing, with `robust`.
+        ImportError: The package statsmodels is missing, with `robust`.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; choose from {', '.join(FORMS)}")
@@ -278,10 +281,10 @@ class _Noise:
     estimate has the same distribution to first order; so one set of formulas serves both.
 
     Attributes:
-        design: `(-f(H), 1)`, of shape (n, 2).
-        residuals: of shape (n,).
-        autocorrelation: of consecutive residuals, corrected for its bias; 0 at least, and at most what leaves 3
-            effective points.
+        design (`Array`): `(-f(H), 1)`, of shape (n, 2).
+        residuals (`Array`): Residuals, of shape (n,).
+        autocorrelation (`float`): That of consecutive residuals, corrected for its bias; 0 at least, and at most what
+            leaves 3 effective points.
     """
 
     design: Array

@@ -32,12 +32,13 @@ class Points:
     """The points of a run: entropies in nats a token, and the rewards that belong to them.
 
     Attributes:
-        steps: of the rewards, increasing.
-        entropy: nats a token.
-        reward: as logged.
-        entropy_metric: the name under which the entropy was logged.
-        reward_metric: the name under which the reward was logged.
-        notes: what was chosen, converted or left out, a sentence each.
+        steps (`npt.NDArray[np.int64]`): Steps of the rewards, increasing.
+        entropy (`Array`): Nats a token.
+        reward (`Array`): The rewards as logged.
+        entropy_metric (`str`): The name under which the entropy was logged.
+        reward_metric (`str`): The name under which the reward was logged.
+        notes (`tuple[str, ...]`, *optional*, defaults to `()`): What was chosen, converted or left out, a sentence
+            each.
     """
 
     steps: npt.NDArray[np.int64]
@@ -56,10 +57,11 @@ def entropy_accuracy_pairs(
     TRL logs both at each evaluation, on the completions that it then draws at the training temperature.
 
     Args:
-        log_history: What was logged.
-        benchmark: The name of one evaluation data set, where `eval_dataset` is a dictionary of several. TRL logs each
-            under the same names, and only the time it took under its own.
-        accuracy: The metric to take; `eval_rewards/NAME/mean` where there are several reward functions.
+        log_history (`Iterable[Mapping[str, Any]]`): What was logged.
+        benchmark (`str`, *optional*): The name of one evaluation data set, where `eval_dataset` is a dictionary of
+            several. TRL logs each under the same names, and only the time it took under its own.
+        accuracy (`str`, *optional*, defaults to `"eval_reward"`): The metric to take; `eval_rewards/NAME/mean` where
+            there are several reward functions.
 
     Raises:
         ValueError: No evaluation logged that.
@@ -97,22 +99,24 @@ def law_points(
     """The points of a run to fit the law to.
 
     Args:
-        run: From [`read_run`](entropy_trl.analysis.logs.runs.read_run).
-        reward: The metric to take as `R`. By default the accuracy of an evaluation (`Run.find("accuracy")`) if there
-            are at least 5, otherwise the training reward.
-        entropy: The metric to take as `H`. By default that of the same evaluation, if it was logged with it, otherwise
-            the training entropy.
-        benchmark: The evaluation data set, where TRL evaluated on several.
-        pairing: Where the two were logged at different steps: the entropy logged `"nearest"` to the step of a reward
-            (the earlier of two as near), or the `"mean"` of those from halfway to the reward before up to halfway to
-            the reward after it. A reward with no entropy nearer than the widest usual gap between two entries is left
-            out.
-        entropy_unit: Of the log. By default nats, or bits where the metric's name says so.
-        tokens_per_sequence: Where the log has the entropy of whole sequences: their mean length in tokens, or the
-            metric that has it, by which the entropy is divided.
-        vocab_size: Of the model: no entropy is above its logarithm. By default as in the run's settings.
-        smooth: So many consecutive points are averaged to one. (A moving average would make neighbours depend on each
-            other; these do not.)
+        run ([`Run`]): The run, from [`read_run`](entropy_trl.analysis.logs.runs.read_run).
+        reward (`str`, *optional*): The metric to take as `R`. By default the accuracy of an evaluation
+            (`Run.find("accuracy")`) if there are at least 5, otherwise the training reward.
+        entropy (`str`, *optional*): The metric to take as `H`. By default that of the same evaluation, if it was
+            logged with it, otherwise the training entropy.
+        benchmark (`str`, *optional*): The evaluation data set, where TRL evaluated on several.
+        pairing (`Literal['nearest', 'mean']`, *optional*, defaults to `"nearest"`): Where the two were logged at
+            different steps: the entropy logged `"nearest"` to the step of a reward (the earlier of two as near), or
+            the `"mean"` of those from halfway to the reward before up to halfway to the reward after it. A reward with
+            no entropy nearer than the widest usual gap between two entries is left out.
+        entropy_unit (`Literal['nats', 'bits']`, *optional*): Unit of the log. By default nats, or bits where the
+            metric's name says so.
+        tokens_per_sequence (`float | str`, *optional*): Where the log has the entropy of whole sequences: their mean
+            length in tokens, or the metric that has it, by which the entropy is divided.
+        vocab_size (`int`, *optional*): Vocabulary size of the model: no entropy is above its logarithm. By default as
+            in the run's settings.
+        smooth (`int`, *optional*, defaults to `1`): So many consecutive points are averaged to one. (A moving average
+            would make neighbours depend on each other; these do not.)
 
     Raises:
         ValueError: A metric was not logged, no rewards have an entropy, or entropies are impossible.

@@ -27,12 +27,12 @@ class RunLaw:
     """The law in one run; from [`law_of`]. What needs SciPy or statsmodels is computed when it is asked for.
 
     Attributes:
-        run: the run.
-        points: its points.
-        fit: the fit to them.
-        method: of the intervals, as for [`LawFit.inference`].
-        confidence: of the intervals.
-        fit_fraction: the part of the training that `early` is fitted to.
+        run ([`Run`]): The run.
+        points ([`Points`]): The run's points.
+        fit ([`LawFit`]): The fit to them.
+        method (`Method`, *optional*, defaults to `"ar1"`): Method of the intervals, as for [`LawFit.inference`].
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence of the intervals.
+        fit_fraction (`float`, *optional*, defaults to `0.15`): The part of the training that `early` is fitted to.
     """
 
     run: Run
@@ -120,16 +120,18 @@ def law_of(
     """Fit the law to a run.
 
     Args:
-        run: From [`read_run`](entropy_trl.analysis.logs.runs.read_run).
-        points: The points to fit; by default those that [`law_points`] chooses.
-        robust: Huber's M-estimator instead of least squares; needs statsmodels.
-        method: Of the intervals, as for [`LawFit.inference`].
-        confidence: Of the intervals.
-        fit_fraction: The part of the training that is fitted to predict the rest.
+        run ([`Run`]): The run, from [`read_run`](entropy_trl.analysis.logs.runs.read_run).
+        points ([`Points`], *optional*): The points to fit; by default those that [`law_points`] chooses.
+        robust (`bool`, *optional*, defaults to `False`): Huber's M-estimator instead of least squares; needs
+            statsmodels.
+        method (`Method`, *optional*, defaults to `"ar1"`): Method of the intervals, as for [`LawFit.inference`].
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence of the intervals.
+        fit_fraction (`float`, *optional*, defaults to `0.15`): The part of the training that is fitted to predict the
+            rest.
 
     Raises:
         ValueError: The run has no such points, or the law cannot be fitted to them.
-        ImportError: statsmodels is missing, with `robust`.
+        ImportError: The package statsmodels is missing, with `robust`.
     """
     points = law_points(run) if points is None else points
     fit = fit_law(points.entropy, points.reward, robust=robust)

@@ -16,10 +16,10 @@ class RunningFit(NamedTuple):
     """The least-squares fit to the points so far, as [`~entropy_trl.analysis.law.fit.fit_law`] gives it.
 
     Attributes:
-        a: the slope.
-        b: the intercept.
-        r2: the share of the reward's variance that the fit explains; NaN if the reward is constant.
-        points: the number of points.
+        a (`float`): The slope.
+        b (`float`): The intercept.
+        r2 (`float`): The share of the reward's variance that the fit explains; NaN if the reward is constant.
+        points (`int`): The number of points.
     """
 
     a: float
@@ -46,7 +46,7 @@ class RunningLaw:
     each log, without reading the log.
 
     Args:
-        reward, entropy, benchmark (`str`, *optional*): as for [`~entropy_trl.analysis.law.points.law_points`].
+        reward, entropy, benchmark (`str`, *optional*): As for [`~entropy_trl.analysis.law.points.law_points`].
     """
 
     def __init__(self, reward: str | None = None, entropy: str | None = None, benchmark: str | None = None):
@@ -81,7 +81,7 @@ class RunningLaw:
         """Take the entries that are new in the log, and return the entropies of all points; None while there are none.
 
         Raises:
-            ValueError: as for [`~entropy_trl.analysis.law.points.law_points`], and if a reward is infinite.
+            ValueError: As for [`~entropy_trl.analysis.law.points.law_points`], and if a reward is infinite.
         """
         shorter = len(log) < self._read  # another run's log
         new, self._read = log[self._read :], len(log)

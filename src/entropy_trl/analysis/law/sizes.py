@@ -72,9 +72,9 @@ class LogLine:
         """The coefficient of a model of another size.
 
         Args:
-            params: its number of parameters, counted as for the fit.
-            confidence: of the prediction interval, which allows for the scatter of single models about the line. It
-                is NaN with two sizes, which lie on any line.
+            params (`float`): The model's number of parameters, counted as for the fit.
+            confidence (`float`, *optional*, defaults to `0.95`): Confidence of the prediction interval, which allows
+                for the scatter of single models about the line. It is NaN with two sizes, which lie on any line.
         """
         x = math.log(params)
         value = self.intercept + self.slope * x
@@ -94,9 +94,9 @@ class SizeLaw:
     """The coefficients of the law by model size; from [`fit_sizes`].
 
     Attributes:
-        a: the line of `a`.
-        b: the line of `b`.
-        ceiling: the line of `-a + b`.
+        a ([`LogLine`]): The line of `a`.
+        b ([`LogLine`]): The line of `b`.
+        ceiling ([`LogLine`]): The line of `-a + b`.
     """
 
     a: LogLine
@@ -118,9 +118,9 @@ def fit_sizes(params: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Size
     """Fit `a` and `b` as lines in the logarithm of the number of parameters.
 
     Args:
-        params: of each model; the paper counts those outside of the embeddings.
-        a: of each model, in the reward's unit.
-        b: of each model, in the reward's unit.
+        params (`npt.ArrayLike`): Parameters of each model; the paper counts those outside of the embeddings.
+        a (`npt.ArrayLike`): `a` of each model, in the reward's unit.
+        b (`npt.ArrayLike`): `b` of each model, in the reward's unit.
 
     Raises:
         ValueError: Fewer than two sizes, or a number of parameters that is not positive.

@@ -105,12 +105,14 @@ class Run:
     """What a run logged.
 
     Attributes:
-        name: as given, as the tracker has it, or of the folder or file.
-        path: what was read.
-        log: the entries in order, each with `"step"` (int) and metrics under the names that they were logged with.
-        config: the settings, as far as they are stored beside the log.
-        seed: of the run: in the settings, or at the end of the name (`-seed3`); None if unknown.
-        results: the final evaluation; empty if there is none.
+        name (`str`): The name as given, as the tracker has it, or of the folder or file.
+        path (`Path`, *optional*): What was read.
+        log (`list[dict[str, Any]]`, *optional*): The entries in order, each with `"step"` (int) and metrics under the
+            names that they were logged with.
+        config (`dict[str, Any]`, *optional*): The settings, as far as they are stored beside the log.
+        seed (`int`, *optional*): Seed of the run: in the settings, or at the end of the name (`-seed3`); None if
+            unknown.
+        results (`dict[str, float]`, *optional*): The final evaluation; empty if there is none.
     """
 
     name: str
@@ -194,12 +196,12 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
     """Read one run.
 
     Args:
-        path: What holds the log. A folder: the `train_log.jsonl` of the quickstart (with `settings.json` and
-            `result.json`), the newest `trainer_state.json` of transformers and TRL (in the folder or its
-            `checkpoint-*`), TensorBoard event files, or log files. A file: `trainer_state.json`, JSON lines, JSON, CSV
-            (one column a metric; `step,metric,value`; the chart export of W&B), Parquet (W&B's history, trackio's
-            export), trackio's SQLite store (`.db`), or the console output of verl (`.log`, `.txt`).
-        name: What to call the run. Where the file holds several runs, the one to read.
+        path (`str | Path`): What holds the log. A folder: the `train_log.jsonl` of the quickstart (with
+            `settings.json` and `result.json`), the newest `trainer_state.json` of transformers and TRL (in the folder
+            or its `checkpoint-*`), TensorBoard event files, or log files. A file: `trainer_state.json`, JSON lines,
+            JSON, CSV (one column a metric; `step,metric,value`; the chart export of W&B), Parquet (W&B's history,
+            trackio's export), trackio's SQLite store (`.db`), or the console output of verl (`.log`, `.txt`).
+        name (`str`, *optional*): What to call the run. Where the file holds several runs, the one to read.
 
     Raises:
         ValueError: There is no log, it cannot be understood, or it holds several runs.
@@ -220,11 +222,12 @@ def read_runs(specs: Sequence[str]) -> list[Run]:
     """Read several runs.
 
     Args:
-        specs: Each `PATH` or `NAME=PATH`. What holds several runs (a folder of run folders, a tracker's store) stands
-            for all of them; with a NAME, for the one of that name, or else for seeds of one group of that name.
+        specs (`Sequence[str]`): Each `PATH` or `NAME=PATH`. What holds several runs (a folder of run folders, a
+            tracker's store) stands for all of them; with a NAME, for the one of that name, or else for seeds of one
+            group of that name.
 
     Raises:
-        ValueError, OSError, ImportError: as for [`read_run`].
+        ValueError, OSError, ImportError: As for [`read_run`].
     """
     runs: list[Run] = []
     for spec in specs:

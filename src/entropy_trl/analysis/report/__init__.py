@@ -50,19 +50,22 @@ def write_report(
     """Write the report of some runs. Runs of one group are seeds: one line, the mean, with their range as a band.
 
     Args:
-        runs: From [`read_runs`](entropy_trl.analysis.logs.runs.read_runs).
-        output: A folder for `report.html`, or the page itself, `NAME.html`. `NAME.json` and the folder `figures` go
-            beside it.
-        title: Of the page.
-        entropy: The metric to take as the entropy; by default the first known name that a run logged.
-        reward: The metric to take as the reward, in the curves and in the law. By default the curves have the training
-            reward, and the law the accuracy of an evaluation if there are enough.
-        benchmark: The evaluation data set, where TRL evaluated on several and logged all under the same names.
-        smooth: Logged points in the running mean of noisy training metrics; 1 for none.
-        unread: What could not be read, a sentence each: the page says it at its top.
+        runs (`Sequence[Run]`): The runs, from [`read_runs`](entropy_trl.analysis.logs.runs.read_runs).
+        output (`str | Path`): A folder for `report.html`, or the page itself, `NAME.html`. `NAME.json` and the folder
+            `figures` go beside it.
+        title (`str`, *optional*): Title of the page.
+        entropy (`str`, *optional*): The metric to take as the entropy; by default the first known name that a run
+            logged.
+        reward (`str`, *optional*): The metric to take as the reward, in the curves and in the law. By default the
+            curves have the training reward, and the law the accuracy of an evaluation if there are enough.
+        benchmark (`str`, *optional*): The evaluation data set, where TRL evaluated on several and logged all under the
+            same names.
+        smooth (`int`, *optional*, defaults to `SMOOTH`): Logged points in the running mean of noisy training metrics;
+            1 for none.
+        unread (`Sequence[str]`, *optional*): What could not be read, a sentence each: the page says it at its top.
 
     Returns:
-        The page.
+        `Path`: The page.
 
     Raises:
         ValueError: There are no runs, no run logged a metric that is asked for, a run has several evaluation data sets

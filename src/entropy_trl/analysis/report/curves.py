@@ -22,11 +22,12 @@ class Panel:
     """One figure of the curves.
 
     Attributes:
-        key: of the figure.
-        title: of the figure.
-        unit: label of its axis.
-        metrics: the kind of metric ([`METRIC_NAMES`]), or the names under which it is logged.
-        noisy: whether its running mean is drawn.
+        key (`str`): Key of the figure.
+        title (`str`): Title of the figure.
+        unit (`str`): Label of its axis.
+        metrics (`str | tuple[str, ...]`): The kind of metric ([`METRIC_NAMES`]), or the names under which it is
+            logged.
+        noisy (`bool`, *optional*, defaults to `False`): Whether its running mean is drawn.
     """
 
     key: str
