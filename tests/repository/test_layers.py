@@ -82,6 +82,13 @@ def test_analysis_is_layered_and_no_file_is_a_hall(path):
         assert other == own or level[other] < level[own], f"{path.name} imports {other}"
 
 
+def test_the_design_names_every_part_of_the_package():
+    design = (ROOT / "docs" / "design.md").read_text()
+    for name in set().union(*LAYERS):
+        part = f"{name}/" if (PACKAGE / name).is_dir() else f"{name}.py"
+        assert part in design, part
+
+
 def test_the_trainer_is_one_chain_of_classes():
     chain = CovGRPOTrainer.__mro__[: CovGRPOTrainer.__mro__.index(GRPOTrainer) + 1]
     assert [cls.__name__ for cls in chain] == ["CovGRPOTrainer", "ResumingTrainer", "PushingTrainer", "GRPOTrainer"]
@@ -102,7 +109,7 @@ def test_a_control_has_a_file_a_test_a_config_and_a_doc(name):
     assert CONTROLS[name].__name__ in entropy_trl.__all__
     assert (ROOT / "configs" / "quickstart" / f"{name}.yaml").exists()
     assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text()
-    assert any(f"def test_{name}" in p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    assert any(f"def test_{name}" in p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
 
 
 def test_every_public_name_is_documented():
