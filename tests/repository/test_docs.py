@@ -18,6 +18,7 @@ from entropy_trl.cli.train_arguments import CovGRPOScriptArguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+PAGES = [page for page in PAGES if page.parent.name != "generated"]  # by `make docs`
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
