@@ -40,6 +40,16 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1200
 
 
+#: Pages whose prose is wrapped. Tables may be wider.
+WRAPPED = "controls covariance data_flow design index law limitations methods results troubleshooting".split()
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_prose_is_wrapped(name):
+    for line in prose(ROOT / "docs" / f"{name}.md").splitlines():
+        assert len(line) <= 130 or line.startswith("|"), line
+
+
 @each_page
 def test_links_and_anchors(page):
     for target in LINK.findall(prose(page)):
