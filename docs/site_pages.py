@@ -49,21 +49,20 @@ def described(cls: type) -> dict[str, str]:
 
 
 def field_rows(cls: type, names: list[str] | None = None) -> list[list[str]]:
-    texts = described(cls)
+    """A row for each field of a dataclass, or for each of `names`: name, default, meaning."""
+    texts, fields = described(cls), {field.name: field for field in dataclasses.fields(cls)}
     rows = []
-    for field in dataclasses.fields(cls):
-        if names is None or field.name in names:
-            help_text = field.metadata.get("help", "")
-            default = field.default
-            if not isinstance(field.default_factory, dataclasses._MISSING_TYPE):
-                default = field.default_factory()
-            rows.append([f"`{field.name}`", f"`{default}`", texts.get(field.name) or help_text])
+    for name in names or fields:
+        field = fields[name]
+        default = field.default
+        if not isinstance(field.default_factory, dataclasses._MISSING_TYPE):
+            default = field.default_factory()
+        rows.append([f"`{name}`", f"`{default}`", texts.get(name) or field.metadata.get("help", "")])
     return rows
 
 
 def config_page() -> str:
     own = [name for name in CovGRPOConfig.__annotations__ if not name.startswith("_")]
-    own += ["epsilon"] if "epsilon" not in own else []
     parts = [
         "# Configuration",
         "Options of `CovGRPOConfig`, in Python, in a configuration file and on the command line. All options of TRL's "
