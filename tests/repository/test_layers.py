@@ -89,6 +89,13 @@ def test_analysis_is_layered_and_no_file_is_a_hall(path):
         assert other == own or level[other] < level[own], f"{path.name} imports {other}"
 
 
+def test_the_design_names_every_part_of_the_package():
+    design = (ROOT / "docs" / "design.md").read_text()
+    for name in set().union(*LAYERS):
+        part = f"{name}/" if (PACKAGE / name).is_dir() else f"{name}.py"
+        assert part in design, part
+
+
 def test_the_trainer_is_one_chain_of_classes():
     chain = CovGRPOTrainer.__mro__[: CovGRPOTrainer.__mro__.index(GRPOTrainer) + 1]
     assert [cls.__name__ for cls in chain] == ["CovGRPOTrainer", "ResumingTrainer", "PushingTrainer", "GRPOTrainer"]
