@@ -84,10 +84,10 @@ def check_config(config: Any) -> None:
     """Check what TRL believes, or divides by, without a look.
 
     Args:
-        config (`GRPOConfig`): before its own `__post_init__`.
+        config (`GRPOConfig`): Before its own `__post_init__`.
 
     Raises:
-        ValueError: a number is out of its range, vLLM's mode is unknown, or the DeepSpeed file is damaged.
+        ValueError: A number is out of its range, vLLM's mode is unknown, or the DeepSpeed file is damaged.
     """
     check_numbers(vars(config))
     if config.vllm_mode not in _VLLM_MODES:

@@ -76,7 +76,7 @@ class CovGRPOTrainer(ResumingTrainer):
         self._options = args if isinstance(args, CovGRPOConfig) else None
         if self._options is None:
             warnings.warn(
-                "CovGRPOTrainer got a GRPOConfig: this is plain GRPO. A CovGRPOConfig switches entropy control on.",
+                "CovGRPOTrainer got a GRPOConfig: entropy control is off. A CovGRPOConfig switches it on.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -20,6 +20,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import PYTHONPATH
 from prepared_python import prepared_python
 from transformers import GenerationConfig
 
@@ -454,7 +455,7 @@ def test_killed_run_goes_on_to_the_same_file(policy, rows, tmp_path):
     rows.save_to_disk(tmp_path / "rows")
     file = tmp_path / "killed.jsonl"
     arguments = [str(Path(__file__).parent), str(tmp_path / "rows"), str(file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     process = subprocess.run([prepared_python(), "-c", KILLED, *arguments], env=environment, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
     torn = file.read_bytes()

@@ -203,7 +203,7 @@ EQUAL = {
     r"\text{(A)}": "A",
     r"\text{Evelyn}": r"Evelyn|evelyn|\text{ Evelyn }",
     "Yes": r"\text{yes}",
-    "110_2": "110_{2}|110",
+    "110_2": "110_{2}",
     "$18 \\sqrt{6}$": r"18\sqrt6",
     r"so it is \boxed{7}.": "7",
     "1500000": r"1.5 million|\$1.5 \text{ million}|1.5\text{ Million dollars}|1500 thousand|15 hundred thousand",
@@ -253,7 +253,7 @@ DIFFERENT = {
     "x^2+1": "y^2+1|x^2",
     "6+9i": "6-9i",
     r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}": r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}|1,2",
-    "110_2": "110_3|6",
+    "110_2": "110_3|6|110",
     r"\frac{1}{2}": r"\frac{1}{2|\frac{2}{1}",
 }
 

@@ -98,12 +98,12 @@ class Verdict:
     """What can be said of the entropy of a group of runs.
 
     Attributes:
-        sign (`str`): one of [`SIGNS`].
-        sentence (`str`): the finding.
-        why (`str`): the values, the metric and the step that it rests on, as sentences.
-        advice (`str`): what to do, as sentences.
-        confidence (`str`): one of [`CONFIDENCE`].
-        grounds (`str`): what the confidence rests on: runs, points and noise.
+        sign (`str`): One of [`SIGNS`].
+        sentence (`str`): The finding.
+        why (`str`): The values, the metric and the step that it rests on, as sentences.
+        advice (`str`): What to do, as sentences.
+        confidence (`str`): One of [`CONFIDENCE`].
+        grounds (`str`): What the confidence rests on: runs, points and noise.
     """
 
     sign: str
@@ -173,14 +173,14 @@ def verdict(
     The sign of a group is that of most of its runs; of equally many the worse one counts.
 
     Args:
-        runs (sequence of [`Series`]): the entropy of each run, in nats a token.
-        settings (mapping): the configuration of the runs, as `to_dict` of a trainer's configuration gives it.
-        metric (`str`, *optional*, defaults to `"entropy"`): the name of the metric, for the words.
-        collapse (`float`, *optional*, defaults to 0.5): share of the start at or below which it is a collapse.
-        surge (`float`, *optional*, defaults to 1.5): multiple of the start at or above which it is a surge.
+        runs (`Sequence[Series]`): The entropy of each run, in nats a token.
+        settings (`Mapping[str, Any]`): The configuration of the runs, as a configuration's `to_dict` gives it.
+        metric (`str`, *optional*, defaults to `"entropy"`): The name of the metric, for the words.
+        collapse (`float`, *optional*, defaults to `0.5`): Share of the start at or below which it is a collapse.
+        surge (`float`, *optional*, defaults to `1.5`): Multiple of the start at or above which it is a surge.
 
     Returns:
-        [`Verdict`]: the sign, the finding, why, what to do, and how sure it is.
+        [`Verdict`]: The sign, the finding, why, what to do, and how sure it is.
 
     Example:
 

@@ -32,7 +32,7 @@ def check_precision(options: argparse.Namespace) -> None:
     """Refuse bf16, which is TRL's default, on a machine without a GPU that has it. transformers would stop there.
 
     Raises:
-        ValueError: it says how to train in float32.
+        ValueError: It says how to train in float32.
     """
     from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 

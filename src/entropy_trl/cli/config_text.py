@@ -20,9 +20,9 @@ def config_text(values: Mapping[str, Any], defaults: Mapping[str, Any], training
     Secrets are left out. Defaults that are null are left out too.
 
     Args:
-        values (mapping): the options as the parser read them, from the command line and the file.
-        defaults (mapping): the parser's defaults.
-        training_args ([`CovGRPOConfig`]): the configuration that was made of them.
+        values (`Mapping[str, Any]`): The options as the parser read them, from the command line and the file.
+        defaults (`Mapping[str, Any]`): The parser's defaults.
+        training_args ([`CovGRPOConfig`]): The configuration that was made of them.
     """
     import yaml
 

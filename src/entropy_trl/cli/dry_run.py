@@ -22,7 +22,7 @@ def leave_no_trace(args: "CovGRPOConfig") -> "TemporaryDirectory[str]":
     """Change a configuration so that its run saves, tracks, uploads and evaluates nothing.
 
     Returns:
-        `TemporaryDirectory`: what the run writes to in place of its folder.
+        `TemporaryDirectory`: What the run writes to in place of its folder.
     """
     folder = TemporaryDirectory(prefix="entropy-trl-dry-run-")
     args.output_dir, args.report_to, args.push_to_hub = folder.name, [], False
@@ -47,8 +47,8 @@ def try_one_step(trainer: "CovGRPOTrainer", checkpoint: str | None) -> str:
     memory.
 
     Args:
-        trainer ([`CovGRPOTrainer`]): made of a configuration that [`leave_no_trace`] has changed.
-        checkpoint (`str`, *optional*): the checkpoint to resume from.
+        trainer ([`CovGRPOTrainer`]): Made of a configuration that [`leave_no_trace`] has changed.
+        checkpoint (`str`, *optional*): The checkpoint to resume from.
     """
     trainer.remove_callback(RunSettings)
     trainer.add_callback(_OneStep())

@@ -36,9 +36,9 @@ def show_progress(trainer: "CovGRPOTrainer", log_format: str, stdout: TextIO) ->
     """Print lines for people or machines in place of the dictionaries that transformers prints.
 
     Args:
-        trainer ([`CovGRPOTrainer`]): its callbacks that print are removed.
+        trainer ([`CovGRPOTrainer`]): Its callbacks that print are removed.
         log_format (`str`): `"text"` or `"json"`.
-        stdout (`TextIO`): where the lines go.
+        stdout (`TextIO`): Where the lines go.
     """
     for printing in (PrinterCallback, ProgressCallback, DEFAULT_PROGRESS_CALLBACK):
         trainer.remove_callback(printing)
@@ -85,7 +85,7 @@ class TextLines(TrainerCallback):
     """Print each log as one line for people: step, reward, entropy, length, selected share, speed and time left.
 
     Args:
-        stdout (`TextIO`): where the lines go. They are coloured if it is a terminal.
+        stdout (`TextIO`): Where the lines go. They are coloured if it is a terminal.
         clock (`Callable[[], float]`, *optional*, defaults to `time.monotonic`): seconds.
     """
 
@@ -136,7 +136,7 @@ def entropy_trend(entropies: Sequence[float]) -> tuple[str, float]:
     """Say where entropy is going.
 
     Args:
-        entropies (`Sequence[float]`): nats a token, one for each log so far.
+        entropies (`Sequence[float]`): Nats a token, one for each log so far.
 
     Returns:
         `tuple[str, float]`: `"falling"`, `"steady"` or `"rising"` (empty with fewer than 4 points), by the means of the

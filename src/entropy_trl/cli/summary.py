@@ -29,10 +29,10 @@ def start_summary(
     """About ten lines on a run that is about to begin, each a label and what it is.
 
     Args:
-        trainer ([`CovGRPOTrainer`]): the trainer, ready to run.
-        model_name (`str`): the name, folder or factory of the model.
-        script_args ([`CovGRPOScriptArguments`]): where the data and the rewards come from.
-        args ([`CovGRPOConfig`]): the configuration that was asked for. That of a dry run's trainer saves nothing.
+        trainer ([`CovGRPOTrainer`]): The trainer, ready to run.
+        model_name (`str`): The name, folder or factory of the model.
+        script_args ([`CovGRPOScriptArguments`]): Where the data and the rewards come from.
+        args ([`CovGRPOConfig`]): The configuration that was asked for. That of a dry run's trainer saves nothing.
     """
     lines = {
         "model": _model(trainer, model_name),

@@ -236,7 +236,7 @@ def read_train_args(parser: "TrainParser", argv: Sequence[str]) -> Any:
     """What [`parse_train_args`] returns, with a parser that then has the values before they were made to that.
 
     Raises:
-        UsageError: as for [`parse_train_args`].
+        UsageError: As for [`parse_train_args`].
     """
     import yaml
 

@@ -52,9 +52,9 @@ def train_help(command: argparse.ArgumentParser, parser: argparse.ArgumentParser
     """The help of the `train` command.
 
     Args:
-        command (`argparse.ArgumentParser`): the options of the command alone.
-        parser (`argparse.ArgumentParser`): the options of the configuration.
-        everything (`bool`): whether to list the options that are in no group too.
+        command (`argparse.ArgumentParser`): The options of the command alone.
+        parser (`argparse.ArgumentParser`): The options of the configuration.
+        everything (`bool`): Whether to list the options that are in no group too.
     """
     actions: dict[str, list[argparse.Action]] = {}
     for action in parser._actions:

@@ -104,7 +104,7 @@ def warn_of_other_data(checkpoint: Path, now: dict[str, Any]) -> None:
     """Say in one line whether a run goes on with another number of training rows, or with other reward functions.
 
     Args:
-        checkpoint (`Path`): the checkpoint to resume from.
+        checkpoint (`Path`): The checkpoint to resume from.
         now (`dict`): `train_rows` (`None` if unknown) and `reward_funcs` of the run that is to go on.
     """
     try:

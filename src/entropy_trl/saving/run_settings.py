@@ -32,8 +32,8 @@ class RunSettings(TrainerCallback):
     are masked, and the user's home folder is `~`: the file goes to the Hub with the model.
 
     Args:
-        command (`Sequence[str]`, *optional*): the command line, word by word. Defaults to that of the process.
-        more (mapping, *optional*): settings that are not in the configuration, such as the data's.
+        command (`Sequence[str]`, *optional*): The command line, word by word. Defaults to that of the process.
+        more (`Mapping[str, Any]`, *optional*): Settings that are not in the configuration, such as the data's.
     """
 
     def __init__(self, command: Sequence[str] | None = None, more: Mapping[str, Any] | None = None):
@@ -52,8 +52,8 @@ def run_settings(options: Mapping[str, Any], command: Sequence[str]) -> dict[str
     """The settings of a run as JSON values, without secrets.
 
     Args:
-        options (mapping): the configuration.
-        command (`Sequence[str]`): the command line, word by word.
+        options (`Mapping[str, Any]`): The configuration.
+        command (`Sequence[str]`): The command line, word by word.
     """
     values: dict[str, Any] = json.loads(json.dumps(dict(options), default=_named))
     settings = {name: masked(name, value) for name, value in values.items()}

@@ -17,7 +17,7 @@ def note_unread(text: str) -> None:
     """Warn that something is not read, and add it to the notes of [`collecting_unread`].
 
     Args:
-        text (`str`): a sentence that names the file.
+        text (`str`): A sentence that names the file.
     """
     logger.warning(terminal(text))
     notes = _notes.get()
@@ -30,7 +30,7 @@ def collecting_unread() -> Iterator[list[str]]:
     """Collect what is not read while logs are read.
 
     Yields:
-        `list[str]`: the sentences, which grow as logs are read.
+        `list[str]`: The sentences, which grow as logs are read.
     """
     notes: list[str] = []
     token = _notes.set(notes)

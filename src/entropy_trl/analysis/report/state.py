@@ -23,9 +23,9 @@ class State(NamedTuple):
     """How far a run has come.
 
     Attributes:
-        step (`int`): the last step that is known of.
-        planned (`int`, *optional*): the step at which the run ends; None if nothing says.
-        finished (`bool`, *optional*): whether it came to its end; None if nothing says.
+        step (`int`): The last step that is known of.
+        planned (`int`, *optional*): The step at which the run ends; None if nothing says.
+        finished (`bool`, *optional*): Whether it came to its end; None if nothing says.
     """
 
     step: int
@@ -53,7 +53,7 @@ def state_of(run: Run) -> State:
     model in the run's folder that is not older than its newest checkpoint.
 
     Args:
-        run (`Run`): a run that was read.
+        run ([`Run`]): A run that was read.
     """
     stored = _stored(run.path)
     logged = max((int(entry["step"]) for entry in run.log), default=0)

@@ -14,9 +14,9 @@ def watch(read: Callable[[], Sequence[Run]], write: Callable[[Sequence[Run]], ob
     again. Runs of trainers that do not say when they are over are watched until the process is interrupted.
 
     Args:
-        read (callable): gives the runs; raises ValueError or OSError where it cannot.
-        write (callable): writes the page.
-        interval (`float`): seconds between two reads.
+        read (`Callable[[], Sequence[Run]]`): Gives the runs; raises ValueError or OSError where it cannot.
+        write (`Callable[[Sequence[Run]], object]`): Writes the page.
+        interval (`float`): Seconds between two reads.
     """
     shown: object = None
     told = ""
