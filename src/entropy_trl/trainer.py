@@ -28,7 +28,6 @@ from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_prompt_stream, weighted_reward
 from entropy_trl.rollout.sampling import PromptStream, check_prompts
-from entropy_trl.saving.data_draws import random_state, restore_random_state
 from entropy_trl.saving.resume import ResumingTrainer
 from entropy_trl.saving.run_settings import RunSettings
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
@@ -77,7 +76,6 @@ class CovGRPOTrainer(ResumingTrainer):
         if self._options is None:
             warnings.warn(
                 "CovGRPOTrainer got a GRPOConfig: entropy control is off. A CovGRPOConfig switches it on.",
-                UserWarning,
                 stacklevel=2,
             )
         # The configuration checked itself when it was made; it may have been changed since.
@@ -136,9 +134,7 @@ class CovGRPOTrainer(ResumingTrainer):
         return RegionWatch(self.accelerator, lambda name, value: self._metrics["train"][name].append(value))
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        state = random_state()  # a stream that draws random numbers is read here and again in training
         check_prompts(self.args, self.train_dataset)  # not sooner: a trainer may be made only to evaluate
-        restore_random_state(state)
         # Trackers report when their turn comes, and end with the training: what adds to their logs goes first.
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, EntropyLawCallback))
         self._step_window = None  # of a run that was interrupted inside a step

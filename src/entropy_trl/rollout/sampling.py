@@ -18,6 +18,8 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from trl import GRPOConfig
 
+from entropy_trl.rollout.random_state import random_state, restore_random_state
+
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,8 @@ def check_prompts(args: GRPOConfig, dataset: Any) -> None:
     """Check that the training data fills one rollout.
 
     TRL makes rollouts of whole batches of prompts and leaves out the rest, so fewer prompts than one rollout has train
-    nothing, with no error. Of a streamed data set so many rows are read here.
+    nothing, with no error. Of a streamed data set so many rows are read here, and again in training: the random numbers
+    that they draw are the same both times.
 
     Args:
         args ([`~trl.GRPOConfig`]): The sizes of a rollout.
@@ -138,7 +141,9 @@ def check_prompts(args: GRPOConfig, dataset: Any) -> None:
     if not isinstance(dataset, Dataset | IterableDataset):
         return
     needed = args.generation_batch_size // args.num_generations
+    state = random_state()
     rows = len(dataset) if isinstance(dataset, Dataset) else sum(1 for _ in islice(dataset, needed))
+    restore_random_state(state)
     if rows < needed:
         raise ValueError(
             f"The training data has {rows} {'row' if rows == 1 else 'rows'}, and a rollout needs {needed} different "

@@ -6,7 +6,6 @@ resumed run reads the batch again, and needs the state from before.
 
 import json
 import logging
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,15 @@ import torch
 from datasets import Dataset
 
 from entropy_trl.files import write_text
+from entropy_trl.rollout.random_state import RandomState, random_state, restore_random_state
 
 
 logger = logging.getLogger(__name__)
-
-#: Of Python, NumPy and torch (on the CPU).
-RandomState = tuple[Any, Any, torch.Tensor]
 
 
 def draws_file(checkpoint: str | Path, rank: int) -> Path:
     """Where process `rank` keeps the random state that the batch read ahead was read with."""
     return Path(checkpoint) / f"data_rank{rank}.json"
-
-
-def random_state() -> RandomState:
-    """The state of the random generators."""
-    return random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
-
-
-def restore_random_state(state: RandomState) -> None:
-    """Set the random generators to a state that [`random_state`] returned."""
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
 
 
 def save_random_state(path: Path, state: RandomState) -> None:
