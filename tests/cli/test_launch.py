@@ -3,12 +3,10 @@
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from conftest import JOBS, PYTHONPATH, ROOT
-from prepared_python import prepared_python
+from conftest import JOBS, ROOT
+from launching import accelerate_launch, environment
 from safetensors.torch import load_file
 from test_distributed import skip_without_deepspeed
 
@@ -56,31 +54,11 @@ def training_arguments(name, model, out):
 
 
 def launch(name, model, out, *arguments):
-    command = [prepared_python(), "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml")]
-    command += ["--num_processes", "1" if name == "single_gpu" else "2", "--main_process_port", "0"]
-    command += [str(JOBS / "launched_train.py") if name == "fsdp2" else "train.py"]
-    command += training_arguments(name, model, out)
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    script = str(JOBS / "launched_train.py") if name == "fsdp2" else "train.py"
+    given = [script, *training_arguments(name, model, out), *arguments]
+    done = accelerate_launch(name, 1 if name == "single_gpu" else 2, *given, timeout=400)
     assert "Training completed." in done.stdout
     return done
-
-
-def environment(**variables):
-    """The environment of a launched process."""
-    return (
-        os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": PYTHONPATH,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        }
-        | variables
-    )
 
 
 def difference(a, b):

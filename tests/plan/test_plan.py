@@ -3,11 +3,8 @@
 import copy
 import gc
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +13,8 @@ import pytest
 import torch
 import trl.kernels.chunked_logprob as chunked
 from accelerate.commands.estimate import estimate_training_usage
-from conftest import JOBS, PYTHONPATH
-from prepared_python import prepared_python
+from conftest import JOBS
+from launching import accelerate_launch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -454,17 +451,8 @@ def test_generation_reads_weights_and_cache():
 def launch(out, sharding, **job):
     """Two real processes of tests/jobs/plan_job.py; what the first of them sent and holds."""
     out.mkdir()
-    command = [prepared_python(), "-m", "accelerate.commands.launch", "--num_processes", "2", "--dynamo_backend", "no"]
-    command += ["--config_file", str(CONFIGS / "accelerate" / f"{sharding}.yaml"), "--main_process_port", "0"]
-    command += [str(JOBS / "plan_job.py"), str(out), json.dumps({"model": TINY, **CASE, **job})]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": PYTHONPATH,
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # ninja, for DeepSpeed
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    script = [str(JOBS / "plan_job.py"), str(out), json.dumps({"model": TINY, **CASE, **job})]
+    accelerate_launch(sharding, 2, "--dynamo_backend", "no", *script)
     return json.loads((out / "rank0.json").read_text())
 
 
