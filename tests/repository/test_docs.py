@@ -42,6 +42,7 @@ def test_the_readme_is_short():
 
 #: Pages whose prose is wrapped. Tables may be wider.
 WRAPPED = (
+    "ablations",
     "controls",
     "covariance",
     "data_flow",
@@ -50,6 +51,7 @@ WRAPPED = (
     "law",
     "limitations",
     "methods",
+    "metrics",
     "results",
     "troubleshooting",
 )
