@@ -362,6 +362,18 @@ def test_runs_resumes_and_reports(two_settings, load, folder, monkeypatch, capsy
     assert json.loads((folder / "report" / "results.json").read_text()) == again
 
 
+def test_the_figures_show_every_method_sorted_in_its_family(load):
+    figures, cases = load("control_figures"), load("control_cases").CASES
+    methods = {case: [{"final_entropy": 0.1 * (i % 7), "curve": [0.5, 0.2]}] for i, case in enumerate(cases)}
+    families = figures._by_family(methods)
+    assert sorted(case for of in families.values() for case in of) == sorted(cases)
+    assert {"clip_cov", "clip_random", "kl_random"} < set(families["covariance"])
+    for of in families.values():
+        entropies = [methods[case][0]["final_entropy"] for case in of]
+        assert entropies == sorted(entropies, reverse=True)
+    assert figures._apart([0.5, 0.45, 0.2], 0.1) == pytest.approx([0.5, 0.4, 0.2])
+
+
 def test_the_documents_have_the_tables_of_their_data(load):
     folder = BENCHMARKS.parent / "docs" / "controls"
     report, cases = load("control_report"), load("control_cases").CASES
