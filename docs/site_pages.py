@@ -136,7 +136,8 @@ def add_contents(app: object, name: str, source: list[str]) -> None:
         for title, group in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", source[0], re.MULTILINE | re.DOTALL):
             pages = re.findall(r"^- \[([^]]+)\]\(([\w/.-]+)\.md\)", group, re.MULTILINE)
             entries = "\n".join(f"{text} <{page}>" for text, page in pages)
-            contents += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{entries}\n```\n"
+            if pages:  # a section without a list of pages is text of the page itself
+                contents += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{entries}\n```\n"
         source[0] += contents
 
 
