@@ -50,8 +50,8 @@ _TRACES = (
 )
 _ZIP = b"PK\3\4"
 _WITHOUT_OPTIMIZER = (
-    "{} has no optimizer state or no schedule (`save_only_model`): both would start afresh, which is another run. Resume "
-    "from a checkpoint saved without `save_only_model`, or start a new run from its weights (model_name_or_path)"
+    "{} has no optimizer state or no schedule (`save_only_model`): both would start afresh, which is another run. "
+    "Resume from a checkpoint saved without `save_only_model`, or start a new run from its weights (model_name_or_path)"
 )
 
 
