@@ -335,6 +335,23 @@ def test_files_of_other_formats_are_not_called_truncated(checkpoints):
         checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
 
 
+@pytest.mark.parametrize("state", ["[1]", '{"global_step": null}', '{"global_step": -2}', '{"global_step": 2.5}'])
+def test_a_state_that_no_training_writes_is_refused_without_a_manifest_too(checkpoints, state):
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    (checkpoint / "trainer_state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"trainer_state.json is not the state of a training"):
+        checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
+
+
+def test_pipes_and_folders_in_a_checkpoint_are_not_read(checkpoints):
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    os.mkfifo(checkpoint / "x.json")
+    assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
+    os.mkfifo(checkpoint / MANIFEST)
+    assert why_incomplete(checkpoint) == "its manifest.json is not a file"
+    assert last_complete_checkpoint(checkpoint.parent) is None
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])  # transformers needs both to restore either
 def test_a_checkpoint_of_the_model_alone_goes_on_only_if_named(checkpoints, caplog, name):
     checkpoint = checkpoints(1) / "checkpoint-1"

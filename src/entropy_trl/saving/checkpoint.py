@@ -313,13 +313,17 @@ def _why_unreadable(checkpoint: Path) -> str | None:
     if (checkpoint / UNFINISHED).exists():
         return "it was not written to the end"
     for path in sorted(checkpoint.rglob("*")):
+        if not path.is_file():  # a pipe would be waited for without end
+            continue
         try:
             if path.suffix == ".json":
-                json.loads(path.read_text())
+                value = json.loads(path.read_text(encoding="utf-8"))
+                if path == checkpoint / TRAINER_STATE and not _is_state(value):
+                    return f"{path.name} is not the state of a training"
             elif path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
                     pass
-            elif path.suffix in (".pt", ".pth", ".bin") and path.is_file():
+            elif path.suffix in (".pt", ".pth", ".bin"):
                 with path.open("rb") as file:
                     start = file.read(len(_ZIP))
                 # torch's older format, and files of others, do not tell their end.
@@ -328,6 +332,12 @@ def _why_unreadable(checkpoint: Path) -> str | None:
         except (ValueError, RecursionError, SafetensorError) as error:
             return f"{path.name} cannot be read ({error})"
     return None
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a JSON value can be what transformers writes to `trainer_state.json`."""
+    step = value.get("global_step", 0) if isinstance(value, dict) else None
+    return type(step) is int and step >= 0
 
 
 def _check_layout(checkpoint: Path, layout: Layout) -> None:
