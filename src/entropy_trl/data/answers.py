@@ -164,7 +164,8 @@ def normal_answer(text: str) -> str:
 
 
 def same_answer(first: str, second: str) -> bool:
-    """Whether two results are one answer in two spellings, as `1,000` and `1000` are: each is right where the other is
-    the reference.
+    """Whether two results are one answer in two spellings, as `1,000` and `1000` are.
+
+    Each must be right where the other is the reference.
     """
     return all(verify(answer, reference) == EQUAL for answer, reference in ((first, second), (second, first)))
