@@ -53,24 +53,58 @@ def write_output(path: Path, text: str) -> None:
         write_text(path.resolve(), text)
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Make a folder if need be, and write a file in it that is gone at once: to be called before long work.
+def check_writable(folder: str | Path, option: str) -> None:
+    """Check that files can be written to a folder, which need not exist: to be called before long work.
+
+    Writes a file there, or in the folder that it would be made in, which is gone at once: permissions alone say nothing
+    about a read-only file system, and nothing to an administrator.
 
     Args:
-        folder (`Path`): The folder.
+        folder (`str` or `Path`): The folder.
         option (`str`): The option that names it, for the message.
 
     Raises:
-        ValueError: No file can be written there.
+        ValueError: No file can be written there; in one line.
     """
+    path = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{str(existing)!r} is a file")
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise ValueError(
-            f"{option} {str(folder)!r}: nothing can be written there ({error}). Give another folder."
-        ) from error
+        raise _cannot_write(path, option, error, "folder") from error
+
+
+def check_writable_file(path: Path, option: str) -> None:
+    """Check that a file can be written, whose folder must exist.
+
+    Args:
+        path (`Path`): The file, a pipe or a device.
+        option (`str`): The option that names it, for the message.
+
+    Raises:
+        ValueError: It cannot; in one line.
+    """
+    try:
+        folder = path.resolve().parent
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(path.parent)!r}")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError("permission denied")
+        if path.is_file() or not path.exists():  # see `write_output`
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, option, error, "file") from error
+
+
+def _cannot_write(path: Path, option: str, error: Exception, what: str) -> ValueError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return ValueError(f"{option} {str(path)!r}: nothing can be written there ({reason}). Give another {what}.")
 
 
 def sync(path: Path) -> None:

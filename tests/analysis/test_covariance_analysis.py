@@ -504,7 +504,7 @@ def test_command_writes_valid_json_of_a_broken_run(tmp_path, capsys):
         (["{run}", "--fraction", "20"], "--fraction is a share of the tokens"),
         (["{run}", "--window", "0"], "--window must be at least 1, got 0"),
         (["{run}", "--completions", "0"], "--completions must be at least 1, got 0"),
-        (["{run}", "--json", "{tmp}/no/out.json"], "There is no folder"),
+        (["{run}", "--json", "{tmp}/no/out.json"], "there is no folder"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, capsys, argv, message):

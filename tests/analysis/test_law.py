@@ -618,7 +618,7 @@ def test_command_warns_where_the_law_does_not_hold(capsys, tmp_path):
         ([QUICKSTART, "--reward", "acc"], "did not log 'acc'; it has held_out/"),
         ([QUICKSTART, "--fit-fraction", "15"], "--fit-fraction must be between 0 and 1, got 15"),
         ([QUICKSTART, "--figure", "law.gif"], "--figure must end in .png, .svg, .pdf"),
-        ([QUICKSTART, "--json", "no/such/law.json"], "There is no folder 'no/such'"),
+        ([QUICKSTART, "--json", "no/such/law.json"], "there is no folder 'no/such'"),
         ([QUICKSTART, "--sizes", "7B"], "--sizes takes NAME=PARAMS"),
         ([QUICKSTART, "--sizes", "grpo=big"], "'big' is not a number of parameters"),
         ([QUICKSTART, "--sizes", "7b=7B"], "no group of runs '7b'; there are grpo"),
@@ -636,6 +636,28 @@ def test_mistakes_are_one_line(capsys, arguments, message):
     assert message in err
     assert err.startswith("entropy-trl law: error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": math.nan}, "Run 'bad' logged 'reward' as NaN only"),
+        ({"reward": 10**400}, "20 of 20 rewards are NaN, infinite or beyond"),
+        ({"entropy": 0.5}, "The entropy is constant"),
+        ({"entropy": -1.0}, "Run 'bad', entropy: "),
+        ({"reward": None}, "Run 'bad'"),
+    ],
+    ids=str,
+)
+def test_a_run_without_a_fit_is_left_out_beside_others(capsys, caplog, tmp_path, changes, message):
+    for name, over in {"bad": changes, "good": {}}.items():
+        rows = [{"step": i, "entropy": 0.8 - 0.03 * i, "reward": 0.1 + 0.02 * i + 0.001 * (i % 3)} for i in range(20)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train_log.jsonl").write_text("".join(json.dumps(row | over) + "\n" for row in rows))
+    assert main(["law", str(tmp_path)]) == 0
+    assert "good" in capsys.readouterr().out
+    assert "Left out: " in caplog.text and message in caplog.text
+    assert main(["law", str(tmp_path / "bad")]) == 2
 
 
 @pytest.mark.parametrize("name", [r"$\bad{x}$", "_under", "\x1b]0;owned\x07\x9b5m \u202eevil"])

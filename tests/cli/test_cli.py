@@ -322,8 +322,8 @@ def test_values_of_the_file_are_read_as_on_the_command_line(tmp_path):
         (["--gradient-accumulation-steps", "0"], "`gradient_accumulation_steps` must be at least 1, got 0"),
         (["--max_steps", "-5"], "`max_steps` must be at least 1, got -5: training would go by num_train_epochs"),
         (["--max_steps", "0"], "`max_steps` must be at least 1, got 0"),
-        (["--output_dir", "a_file"], "--output_dir: 'a_file' is a file"),
-        (["--output_dir", "a_file/run"], "--output_dir: 'a_file/run' cannot be made"),
+        (["--output_dir", "a_file"], "--output_dir 'a_file': nothing can be written there ('a_file' is a file)"),
+        (["--output_dir", "a_file/run"], "--output_dir 'a_file/run': nothing can be written there ("),
         (["--model_name_or_path", "models/qwn"], "there is no folder 'models/qwn'. Give"),
         (["--model_name_or_path", "models/deep/qwn"], "there is no folder 'models/deep/qwn'. Give"),
         (["--model_name_or_path", "models"], "the folder 'models' has no config.json"),
@@ -383,10 +383,17 @@ def test_a_missing_package_names_our_extra(capsys):
         (["train", "--max-step", "1"], "the nearest valid one is --max_steps"),
         (["train"], "No model: give --model_name_or_path"),  # and not that a CPU has no bf16
         (["train", "--model_name_or_path", "nobody/nothing"], "No data: give --dataset_name"),
-        (["law", "runs", "--json", "no/results.json"], "--json: 'no/results.json' cannot be written"),
-        (["law", "runs", "--json", "runs"], "--json: 'runs' is a folder"),
-        (["covariance", "runs", "--html", "a_file/page.html"], "--html: 'a_file/page.html' cannot be written"),
-        (["report", f"{REPOSITORY}/tests/analysis/law_data", "--output", "a_file"], "'a_file'"),
+        (
+            ["law", "runs", "--json", "no/results.json"],
+            "--json 'no/results.json': nothing can be written there (there is no folder 'no')",
+        ),
+        (["law", "runs", "--json", "runs"], "--json 'runs': nothing can be written there (it is a folder)"),
+        (
+            ["covariance", "runs", "--html", "a_file/page.html"],
+            "--html 'a_file/page.html': nothing can be written there",
+        ),
+        (["report", f"{REPOSITORY}/tests/analysis/law_data", "--output", "a_file"], "--output 'a_file': nothing"),
+        (["law", "runs", "--json", "x\0.json"], "nothing can be written there (embedded null"),
         (["law"], "required: [NAME=]RUN"),
     ],
 )

@@ -126,7 +126,7 @@ def test_columns_by_name(write):
 
 
 @pytest.mark.parametrize("problem", ["prompt", "problem"])
-@pytest.mark.parametrize("answer", ["label", "final_answer"])
+@pytest.mark.parametrize("answer", ["label", "final_answer", "expected_answer", "ground_truth", "reference_answer"])
 def test_other_columns_of_the_answer(write, problem, answer):
     assert load_rows(write([{problem: "1 + 1?", answer: "2"}]))["solution"][:] == ["2"]
 
@@ -135,6 +135,20 @@ def test_other_columns_of_the_answer(write, problem, answer):
 def test_zeros_make_no_conflict(write, streaming):
     rows = [{"problem": "1?", "answer": text} for text in ("025", "25", "25.0", "25.")]
     assert [row["solution"] for row in load_rows(write(rows), streaming=streaming)] == ["025"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "kept"),
+    [
+        (["1,000", "1000", "+1000", "$1000$"], ["1,000"]),
+        (["\\frac12", "1/2", "0.5"], ["\\frac12"]),
+        (["1/3", "0.333"], []),  # an approximation is another answer
+        (["m", "M"], []),
+    ],
+)
+def test_spellings_of_one_answer_make_no_conflict(write, answers, kept):
+    rows = [{"problem": "1?", "answer": text} for text in answers] + [{"problem": "2?", "answer": "2"}]
+    assert load_rows(write(rows))["solution"][:] == [*kept, "2"]
 
 
 def test_prompt_without_solution_is_for_rewards_that_need_none(write):

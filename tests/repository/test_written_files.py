@@ -1,12 +1,14 @@
 """Files that users and uploads read are replaced in one move: a reader never sees half of one."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from entropy_trl.analysis.figures import histogram, publish, styles
 from entropy_trl.data.dropped import write_lines
+from entropy_trl.files import check_writable, check_writable_file
 from entropy_trl.quickstart.plot import draw
 
 
@@ -35,3 +37,15 @@ def test_a_file_is_replaced_and_not_written_over(write, tmp_path):
     assert opened.read_text() == "old"
     assert path.read_bytes() != b"old"
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(("check", "name"), [(check_writable, "out/deep"), (check_writable_file, "out.json")])
+def test_whether_a_path_can_be_written_is_found_by_writing(check, name, tmp_path):
+    check(tmp_path / name, "--option")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"^--option '/proc/out.*': nothing can be written there \("):
+        check(Path("/proc") / name, "--option")  # which root may write by its permissions
+
+
+def test_a_device_is_written_as_it_is():
+    check_writable_file(Path("/dev/null"), "--json")

@@ -114,7 +114,8 @@ def checkpoints(tmp_path):
             folder = tmp_path / f"checkpoint-{step}"
             folder.mkdir()
             save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
-            torch.save({"state": torch.ones(3)}, folder / "optimizer.pt")
+            for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state_{i}.pth" for i in range(layout.processes))):
+                torch.save({"state": torch.ones(3)}, folder / name)
             (folder / "trainer_state.json").write_text("{}")
             if step in unfinished:
                 (folder / UNFINISHED).touch()
@@ -334,15 +335,50 @@ def test_files_of_other_formats_are_not_called_truncated(checkpoints):
         checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
 
 
-def test_a_checkpoint_of_the_model_alone_goes_on_only_if_named(checkpoints, caplog):
+@pytest.mark.parametrize("state", ["[1]", '{"global_step": null}', '{"global_step": -2}', '{"global_step": 2.5}'])
+def test_a_state_that_no_training_writes_is_refused_without_a_manifest_too(checkpoints, state):
     checkpoint = checkpoints(1) / "checkpoint-1"
-    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "trainer_state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"trainer_state.json is not the state of a training"):
+        checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT)
+
+
+def test_pipes_and_folders_in_a_checkpoint_are_not_read(checkpoints):
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    os.mkfifo(checkpoint / "x.json")
+    assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
+    os.mkfifo(checkpoint / MANIFEST)
+    assert why_incomplete(checkpoint) == "its manifest.json is not a file"
+    assert last_complete_checkpoint(checkpoint.parent) is None
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])  # transformers needs both to restore either
+def test_a_checkpoint_of_the_model_alone_goes_on_only_if_named(checkpoints, caplog, name):
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    (checkpoint / name).unlink()
     write_manifest(checkpoint, LAYOUT, False)
     for choice in (True, "auto"):
-        with pytest.raises(ValueError, match=r"no optimizer state \(`save_only_model`\).*model_name_or_path"):
+        with pytest.raises(
+            ValueError, match=r"no optimizer state or no schedule \(`save_only_model`\).*model_name_or_path"
+        ):
             checkpoint_to_resume(choice, checkpoint.parent, LAYOUT)
     assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
-    assert "the learning-rate schedule and the optimizer would start afresh" in caplog.text
+    assert "both would start afresh" in caplog.text
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+@pytest.mark.parametrize("missing", [None, "rng_state_1.pth"])
+def test_one_line_says_what_a_named_checkpoint_cannot_restore_or_prove(checkpoints, caplog, has_manifest, missing):
+    checkpoint = checkpoints(1) / "checkpoint-1"
+    if missing:
+        (checkpoint / missing).unlink()
+    if has_manifest:
+        write_manifest(checkpoint, LAYOUT, inside_rollout=False)
+    assert checkpoint_to_resume(str(checkpoint), checkpoint.parent, LAYOUT) == checkpoint
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (not has_manifest or missing is not None)
+    assert any("has no manifest.json: whether it is complete" in line for line in said) != has_manifest
+    assert any("has no rng_state_1.pth: random numbers (sampling, dropout)" in line for line in said) == bool(missing)
 
 
 def test_a_checkpoint_that_was_cut_off_is_no_other_run(checkpoints, caplog):

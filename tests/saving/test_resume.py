@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -26,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from entropy_trl.cli import train_main
 from entropy_trl.quickstart.task import build_dataset
 from entropy_trl.saving import resume
-from entropy_trl.saving.options import recorded_options
+from entropy_trl.saving.options import recorded_options, rows_digest
 from entropy_trl.saving.shards import check_shards, save_shard_sample
 from entropy_trl.saving.weights import restore_weights
 
@@ -304,6 +305,34 @@ def test_other_data_and_rewards_are_told(make_trainer, tmp_path, caplog):
         f"{checkpoint} was saved by a run with other data or rewards. The new ones hold: train_rows 32 (was 64), "
         'reward_funcs ["shortest"] (was ["digit_reward"]). Prompts may come twice' in caplog.text
     )
+
+
+def test_other_rows_of_the_same_number_are_told(make_trainer, tmp_path, caplog):
+    make_trainer(max_steps=1, **SAVING).train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    trainer = make_trainer(max_steps=2, **SAVING)
+    trainer.train_dataset = build_dataset(64).select(range(63, -1, -1))
+    with caplog.at_level(logging.WARNING, logger="entropy_trl"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert (
+        f"{checkpoint} was saved by a run with other data or rewards. The new ones hold: train_dataset, whose rows are "
+        "not the same ones in the same order. Prompts may come twice" in caplog.text
+    )
+
+
+def test_the_digest_of_rows_reads_a_sample_and_runs_no_transform():
+    rows = Dataset.from_dict({"prompt": [str(i) for i in range(1000)], "n": list(range(1000))})
+    digest = rows_digest(rows)
+
+    def fail(batch):
+        raise AssertionError("the transform ran")
+
+    assert rows_digest(rows.with_transform(fail)) == digest == rows_digest(Dataset.from_dict(rows.to_dict()))
+    first, last = ({"prompt": ["x" if i == at else str(i) for i in range(1000)]} for at in (0, 999))
+    others = [rows.shuffle(seed=0), rows.rename_column("n", "m"), rows.remove_columns("n"), rows.select(range(999))]
+    others += [Dataset.from_dict(changed | {"n": list(range(1000))}) for changed in (first, last)]
+    assert len({digest, *map(rows_digest, others)}) == 1 + len(others)
+    assert rows_digest(rows.select(range(1))) is not None and rows_digest(rows.to_iterable_dataset()) is None
 
 
 @pytest.mark.parametrize("max_steps", [2, 4])

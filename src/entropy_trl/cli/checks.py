@@ -1,7 +1,6 @@
-"""What the command line refuses before any work: numbers out of range, and paths that nothing can be written to."""
+"""What the command line refuses before any work: numbers out of range, and what is not there."""
 
 import argparse
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,33 +103,3 @@ def check_model(name: str, revision: str | None, trust_remote_code: bool) -> Non
             f"--model_name_or_path: there is no folder {name!r}, and no model of this name can be had from the Hub: "
             f"{first_line}."
         ) from error
-
-
-def check_folder(path: str | Path, option: str) -> None:
-    """Refuse an output folder that cannot be made or written to.
-
-    Raises:
-        UsageError: The message has one line.
-    """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} is a file, and the output needs a folder. Give another name.")
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    if not existing.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} cannot be made, because {str(existing)!r} is a file.")
-    if not os.access(existing, os.W_OK):
-        raise UsageError(f"{option}: {str(path)!r} cannot be written to: {str(existing)!r} is read-only for this user.")
-
-
-def check_file(path: Path, option: str) -> None:
-    """Refuse an output file that cannot be written.
-
-    Raises:
-        UsageError: The message has one line.
-    """
-    if path.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} is a folder. Give the name of a file.")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} cannot be written. There is no folder {str(path.parent)!r}.")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise UsageError(f"{option}: {str(path)!r} cannot be written: permission denied.")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from entropy_trl._version import __version__
-from entropy_trl.cli.checks import check_file
 from entropy_trl.cli.errors import UsageError, is_first_rank, tell, usage_errors
 from entropy_trl.cli.interruption import Interrupted, interruptible, say
 from entropy_trl.cli.parser import CommandParser
 from entropy_trl.cli.train import make_parser, read_train_args
 from entropy_trl.cli.train_help import train_help
+from entropy_trl.files import check_writable_file
 
 
 #: The commands: module, and what it does.
@@ -115,7 +115,8 @@ def _run_command(name: str, argv: Sequence[str], prog: str) -> int:
         options = _parse(name, parser, argv)
         for option in _WRITTEN_FILES:
             if isinstance(path := vars(options).get(option), Path):
-                check_file(path, f"--{option}")
+                with usage_errors(ValueError):
+                    check_writable_file(path, f"--{option}")
         options.prog, options.argv = prog, argv
         with usage_errors(*mistakes):
             prepared = command.prepare(options)

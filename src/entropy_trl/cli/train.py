@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from entropy_trl.cli.checks import check_folder, check_model, check_packages
+from entropy_trl.cli.checks import check_model, check_packages
 from entropy_trl.cli.errors import UsageError, for_machines, import_object, is_first_rank, tell, usage_errors
 from entropy_trl.cli.interruption import Interrupted, leave, resuming_command, say
 from entropy_trl.cli.train_data import check_reward_columns, load_benchmarks, load_split, reward_functions
+from entropy_trl.files import check_writable
 
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def _prepare(options: argparse.Namespace, stdout: TextIO) -> Job:
     training_args: CovGRPOConfig = options.training_args
     model_args: ModelConfig = options.model_args
     mixture_args: DatasetMixtureConfig = options.mixture_args
-    check_folder(str(training_args.output_dir), "--output_dir")
+    with usage_errors(ValueError):
+        check_writable(str(training_args.output_dir), "--output_dir")
     check_packages(training_args, model_args)
     asked_for = copy(training_args)
     checkpoint = _checkpoint(training_args)

@@ -11,7 +11,7 @@ from typing import Any
 from entropy_trl.data.dropped import INEXACT, NO_ANSWER, NO_RESULT, NOT_ACCEPTED, NOT_TEXT, STRUCTURE
 from entropy_trl.data.structures import Number, parsed
 from entropy_trl.rewards import accepts_itself, final_answer
-from entropy_trl.rewards.equality import LONGEST
+from entropy_trl.rewards.equality import EQUAL, LONGEST, verify
 
 
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -161,3 +161,11 @@ def normal_answer(text: str) -> str:
     decimals = decimals.rstrip("0")
     number = (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
     return f"-{number}" if text.startswith("-") and number != "0" else number
+
+
+def same_answer(first: str, second: str) -> bool:
+    """Whether two results are one answer in two spellings, as `1,000` and `1000` are.
+
+    Each must be right where the other is the reference.
+    """
+    return all(verify(answer, reference) == EQUAL for answer, reference in ((first, second), (second, first)))

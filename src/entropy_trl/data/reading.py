@@ -16,7 +16,10 @@ from entropy_trl.templates import ANSWER_FORMATS, PromptTemplate, bare_problem, 
 
 
 PROBLEM_COLUMNS = ("problem", "question")
-SOLUTION_COLUMNS = ("answer", "final_answer", "label", "solution")
+SOLUTION_COLUMNS = (
+    *("answer", "final_answer", "expected_answer", "ground_truth", "gold_answer", "reference_answer", "gt_answer"),
+    *("label", "solution"),
+)
 """The usual columns of the answer, in the order in which they are tried. Evaluation tries the same."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")

@@ -8,7 +8,7 @@ asks for the answer (see `templates.py`). `load_rows` makes them out of the sche
 | `prompt`, `reward_model` (DAPO-Math-17k)            | `prompt`, ready            | `reward_model.ground_truth`  |
 | and `source_prompt` (DAPO-Math-17k-Processed)       | `prompt`, a bare problem   | `reward_model.ground_truth`  |
 | `prompt`, and `solution`, `answer`, `final_answer`  | `prompt`, ready            | the first of them            |
-| or `label`                                          |                            |                              |
+| and others of `reading.SOLUTION_COLUMNS`            |                            |                              |
 | `problem` or `question`, and `answer` or `solution` | that column, bare          | that column                  |
 | others                                              | `RowOptions.prompt_column` | `RowOptions.solution_column` |
 

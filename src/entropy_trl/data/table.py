@@ -10,7 +10,7 @@ import numpy as np
 from datasets.fingerprint import Hasher
 
 from entropy_trl import templates
-from entropy_trl.data.answers import normal, normal_answer
+from entropy_trl.data.answers import normal, normal_answer, same_answer
 from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
@@ -126,7 +126,11 @@ def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None
     conflicting = np.zeros(len(first), dtype=bool)
     if "solution" in rows.column_names:
         answers = hashed(map(normal_answer, subset["solution"]))
-        conflicting[prompt[answers != answers[first][prompt]]] = True
+        for row in map(int, np.flatnonzero(answers != answers[first][prompt])):
+            of = prompt[row]
+            if not conflicting[of]:
+                pair = subset[row]["solution"], subset[int(first[of])]["solution"]
+                conflicting[of] = not same_answer(*pair)
     reasons[usable[repeat]] = REPEAT
     reasons[usable[conflicting[prompt]]] = CONFLICT
 

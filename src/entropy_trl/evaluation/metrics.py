@@ -1,13 +1,14 @@
 """Scores from counts: pass@k, majority@k and bootstrap confidence intervals. Pure functions."""
 
 from collections.abc import Callable, Hashable, Sequence
-from fractions import Fraction
 from math import comb
 from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+
+from entropy_trl.evaluation.majority import majority_of_subsets
 
 
 Answer = TypeVar("Answer", bound=Hashable)
@@ -39,28 +40,11 @@ def majority_at_k(n: int, c: int, wrong: Sequence[int], k: int) -> float:
     _check(n, c, k)
     if c + sum(wrong) > n:
         raise ValueError(f"{c} right and {sum(wrong)} wrong answers are more than {n} samples")
-    if k == n:  # one subset, which the sum below takes half a minute for at 1,100 samples
+    if k == n:  # one subset
         most = max(wrong, default=0)
         return 0.0 if c < max(most, 1) else 1 / (1 + list(wrong).count(c))
-    total = Fraction(0)  # exact: the counts of subsets are beyond the range of floats from about 1,030 samples on
-    for votes in range(1, min(c, k) + 1):
-        # Ways to draw the other k - votes samples such that no wrong answer has more votes, by number of ties. Answers
-        # that cannot tie are as good as no answer.
-        rivals = [size for size in wrong if size >= votes]
-        ways = {(0, 0): 1}
-        for size in rivals:
-            after: dict[tuple[int, int], int] = {}
-            for (drawn, ties), number in ways.items():
-                for more in range(min(votes, k - votes - drawn) + 1):
-                    key = (drawn + more, ties + (more == votes))
-                    after[key] = after.get(key, 0) + number * comb(size, more)
-            ways = after
-        others = n - c - sum(rivals)
-        won: dict[int, int] = {}  # ways by number of ties
-        for (drawn, ties), number in ways.items():
-            won[ties] = won.get(ties, 0) + number * comb(others, k - votes - drawn)
-        total += comb(c, votes) * sum(Fraction(number, ties + 1) for ties, number in won.items())
-    return float(total / comb(n, k))
+    answered = [size for size in wrong if size]
+    return majority_of_subsets(n, c, answered, k) if answered else pass_at_k(n, c, k)
 
 
 def _check(n: int, c: int, k: int) -> None:

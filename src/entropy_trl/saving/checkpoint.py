@@ -50,9 +50,8 @@ _TRACES = (
 )
 _ZIP = b"PK\3\4"
 _WITHOUT_OPTIMIZER = (
-    "{} has no optimizer state (`save_only_model`): the learning-rate schedule and the optimizer would start afresh, "
-    "which is another run. Resume from a checkpoint saved without `save_only_model`, or start a new run from its "
-    "weights (model_name_or_path)"
+    "{} has no optimizer state or no schedule (`save_only_model`): both would start afresh, which is another run. "
+    "Resume from a checkpoint saved without `save_only_model`, or start a new run from its weights (model_name_or_path)"
 )
 
 
@@ -163,19 +162,17 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         if (checkpoint / MANIFEST).exists():
             problem, remedy = why_incomplete(checkpoint), f" {how_to_accept(checkpoint)}."
         else:
-            warn_once(
-                f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone, and options "
-                "that you changed are not named."
-            )
             problem, remedy = _why_unreadable(checkpoint), ""
         if problem is not None:
             raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.{remedy}")
     _check_layout(checkpoint, layout)
-    if not _has_optimizer(checkpoint):
+    if not has_optimizer(checkpoint):
         problem = _WITHOUT_OPTIMIZER.format(checkpoint)
         if choice is True or choice == "auto":
             raise ValueError(f"resume_from_checkpoint: {problem}, or name it.")
         warn_once(f"{problem}. It goes on all the same, because you named it.")
+    if unproven := _unproven(checkpoint, layout):
+        warn_once(f"{checkpoint} {', and '.join(unproven)}.")
     return checkpoint
 
 
@@ -259,9 +256,32 @@ def _run_of(checkpoint: Path) -> str:
         return "unknown run"
 
 
-def _has_optimizer(checkpoint: Path) -> bool:
-    """Whether a checkpoint has an optimizer's state: torch's, or the shards of FSDP (`optimizer_0`) or DeepSpeed."""
-    return (checkpoint / "latest").exists() or any(checkpoint.glob("optimizer*"))
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether transformers restores the optimizer: torch's or the shards of FSDP (`optimizer_0`), or DeepSpeed's."""
+    return (checkpoint / "latest").exists() or (
+        (checkpoint / "scheduler.pt").exists() and any(checkpoint.glob("optimizer*"))
+    )
+
+
+def _unproven(checkpoint: Path, layout: Layout) -> list[str]:
+    """What a resume from a checkpoint cannot restore, or nobody can prove, beside the optimizer and the rollout."""
+    found = []
+    if (checkpoint / MANIFEST).exists():
+        processes = Layout(**read_manifest(checkpoint)["layout"]).processes
+    else:
+        processes = layout.processes
+        found.append(
+            f"has no {MANIFEST}: whether it is complete is judged by its files alone, and changed options or data are "
+            "not named"
+        )
+    ranks = range(processes)
+    names = [f"rng_state_{rank}.pth" for rank in ranks] if processes > 1 else ["rng_state.pth"]
+    missing = [name for name in names if not (checkpoint / name).exists()]
+    if missing and processes == layout.processes:  # else the change of layout is what is told
+        found.append(
+            f"has no {missing[0]}: random numbers (sampling, dropout) are not those of a run that was not interrupted"
+        )
+    return found
 
 
 def _is_broken(checkpoint: Path) -> bool:
@@ -293,13 +313,17 @@ def _why_unreadable(checkpoint: Path) -> str | None:
     if (checkpoint / UNFINISHED).exists():
         return "it was not written to the end"
     for path in sorted(checkpoint.rglob("*")):
+        if not path.is_file():  # a pipe would be waited for without end
+            continue
         try:
             if path.suffix == ".json":
-                json.loads(path.read_text())
+                value = json.loads(path.read_text(encoding="utf-8"))
+                if path == checkpoint / TRAINER_STATE and not _is_state(value):
+                    return f"{path.name} is not the state of a training"
             elif path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
                     pass
-            elif path.suffix in (".pt", ".pth", ".bin") and path.is_file():
+            elif path.suffix in (".pt", ".pth", ".bin"):
                 with path.open("rb") as file:
                     start = file.read(len(_ZIP))
                 # torch's older format, and files of others, do not tell their end.
@@ -308,6 +332,12 @@ def _why_unreadable(checkpoint: Path) -> str | None:
         except (ValueError, RecursionError, SafetensorError) as error:
             return f"{path.name} cannot be read ({error})"
     return None
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a JSON value can be what transformers writes to `trainer_state.json`."""
+    step = value.get("global_step", 0) if isinstance(value, dict) else None
+    return type(step) is int and step >= 0
 
 
 def _check_layout(checkpoint: Path, layout: Layout) -> None:

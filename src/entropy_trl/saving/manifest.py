@@ -117,6 +117,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         DamagedManifest: If it is not what was written.
     """
+    if (checkpoint / MANIFEST).exists() and not (checkpoint / MANIFEST).is_file():
+        raise DamagedManifest(f"its {MANIFEST} is not a file")
     text = (checkpoint / MANIFEST).read_bytes()
     try:
         manifest = json.loads(text)

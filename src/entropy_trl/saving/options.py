@@ -1,16 +1,18 @@
 """The options of a run, as its checkpoints keep them: a resume with other options says which of the two hold."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from trl import GRPOConfig
 
 from entropy_trl.analysis.secrets import masked
 from entropy_trl.config import CovGRPOConfig
-from entropy_trl.saving.checkpoint import warn_once
+from entropy_trl.saving.checkpoint import has_optimizer, warn_once
 from entropy_trl.saving.manifest import TRAINER_STATE, DamagedManifest, Layout, read_manifest
 
 
@@ -34,6 +36,8 @@ _OF_UPDATES = _IN_OPTIMIZER | {
 }
 #: Schedules that are restored whole. The others keep their count of steps only.
 _WHOLE_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+#: Enough to tell data sets apart, and read in milliseconds.
+_SAMPLED_ROWS = 256
 
 
 def recorded_options(args: GRPOConfig) -> dict[str, Any]:
@@ -68,8 +72,8 @@ def warn_of_other_options(checkpoint: Path, args: GRPOConfig) -> None:
         different.discard("model_init_kwargs")
     schedules = {before.get("lr_scheduler_type"), now["lr_scheduler_type"]}
     whole = schedules & set(_WHOLE_SCHEDULES)
-    has_optimizer = (checkpoint / "scheduler.pt").exists() or (checkpoint / "latest").exists()
-    if before and has_optimizer and whole and len(schedules) > 1:
+    restores_optimizer = has_optimizer(checkpoint)
+    if before and restores_optimizer and whole and len(schedules) > 1:
         raise ValueError(
             f"lr_scheduler_type is {now['lr_scheduler_type']!r}, but {checkpoint} has the state of "
             f"{before['lr_scheduler_type']!r}: the one cannot go on from the other. Keep the schedule, or start a new "
@@ -81,7 +85,7 @@ def warn_of_other_options(checkpoint: Path, args: GRPOConfig) -> None:
             "have no log-probabilities of the reference. Resume with beta 0, or from a checkpoint between two rollouts."
         )
     kept = set()
-    if has_optimizer:
+    if restores_optimizer:
         kept = different & (_IN_OPTIMIZER | ({"lr_scheduler_kwargs"} if whole else set()))
     theirs = [f"{name} {_text(before[name])} (not {_text(now[name])})" for name in sorted(kept)]
     theirs += _other_intervals(state, args)
@@ -100,12 +104,26 @@ def warn_of_other_options(checkpoint: Path, args: GRPOConfig) -> None:
     warn_once(" ".join(parts))
 
 
+def rows_digest(rows: Any) -> str | None:
+    """A digest of the column names and of up to 256 rows, spread evenly over a data set. `None` for a stream.
+
+    It is the same in every process and at any time. No transform of the data runs, and nothing random is drawn.
+    """
+    if not isinstance(rows, Dataset):
+        return None
+    count = min(len(rows), _SAMPLED_ROWS)
+    chosen = [i * (len(rows) - 1) // max(1, count - 1) for i in range(count)]
+    table = rows.with_format("arrow")[chosen]
+    return hashlib.sha256(repr((table.column_names, table.to_pylist())).encode(errors="surrogatepass")).hexdigest()
+
+
 def warn_of_other_data(checkpoint: Path, now: dict[str, Any]) -> None:
-    """Say in one line whether a run goes on with another number of training rows, or with other reward functions.
+    """Say in one line whether a run goes on with other training rows, or with other reward functions.
 
     Args:
         checkpoint (`Path`): The checkpoint to resume from.
-        now (`dict`): `train_rows` (`None` if unknown) and `reward_funcs` of the run that is to go on.
+        now (`dict`): `train_rows` and `train_digest` (see [`rows_digest`]; `None` if unknown) and `reward_funcs` of the
+            run that is to go on.
     """
     try:
         before = read_manifest(checkpoint)["options"]
@@ -114,9 +132,13 @@ def warn_of_other_data(checkpoint: Path, now: dict[str, Any]) -> None:
     found = [n for n, value in now.items() if None not in (value, before.get(n)) and value != before[n]]
     if not found:
         return
-    values = ", ".join(f"{name} {_text(now[name])} (was {_text(before[name])})" for name in found)
-    order = " Prompts may come twice, and others not at all." if "train_rows" in found else ""
-    warn_once(f"{checkpoint} was saved by a run with other data or rewards. The new ones hold: {values}.{order}")
+    values = [f"{name} {_text(now[name])} (was {_text(before[name])})" for name in found if name != "train_digest"]
+    if "train_digest" in found and "train_rows" not in found:
+        values.insert(0, "train_dataset, whose rows are not the same ones in the same order")
+    order = " Prompts may come twice, and others not at all." if found != ["reward_funcs"] else ""
+    warn_once(
+        f"{checkpoint} was saved by a run with other data or rewards. The new ones hold: {', '.join(values)}.{order}"
+    )
 
 
 def warn_nothing_left(checkpoint: Path, step: int, max_steps: int) -> None:

@@ -33,7 +33,13 @@ from entropy_trl.saving.checkpoint import (
 )
 from entropy_trl.saving.data_draws import WatchedReads, draws_file, save_random_state, warn_of_workers
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
-from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_data, warn_of_other_options
+from entropy_trl.saving.options import (
+    recorded_options,
+    rows_digest,
+    warn_nothing_left,
+    warn_of_other_data,
+    warn_of_other_options,
+)
 from entropy_trl.saving.shards import check_shards, save_shard_sample
 from entropy_trl.saving.uploads import PushingTrainer
 from entropy_trl.saving.weights import restore_weights
@@ -80,6 +86,7 @@ class ResumingTrainer(PushingTrainer):
         self._stateful: list[Stateful] = []
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
         self._run = Run()
+        self._digested: tuple[Any, str | None] | None = None  # the training data, and their digest
         self._save_total_limit: int | None = None  # while transformers, which would apply it too early, must not see it
         super().__init__(*args, **kwargs)
         # Workers read with random generators of their own, and their collator must be picklable.
@@ -247,8 +254,14 @@ class ResumingTrainer(PushingTrainer):
     @property
     def _data_facts(self) -> dict[str, Any]:
         """What is trained on, beside the options."""
-        rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return {"train_rows": rows, "reward_funcs": list(self.reward_func_names)}
+        data = self.train_dataset
+        if self._digested is None or self._digested[0] is not data:
+            self._digested = data, rows_digest(data)
+        return {
+            "train_rows": len(data) if isinstance(data, Dataset) else None,
+            "train_digest": self._digested[1],
+            "reward_funcs": list(self.reward_func_names),
+        }
 
     @property
     def _is_sharded(self) -> bool:

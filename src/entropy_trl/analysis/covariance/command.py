@@ -62,9 +62,6 @@ def prepare(options: argparse.Namespace) -> tuple[Results, list[StepRecords]]:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}.")
     if options.fraction is not None and not 0 < options.fraction <= 1:
         raise ValueError(f"--fraction is a share of the tokens, in (0, 1], got {options.fraction:g}.")
-    for file in (options.json, options.html):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(file.parent)!r} to write {file.name!r} to.")
     unread: list[str] = []
     records = read_records(options.run, options.steps, unread)
     for line in unread:

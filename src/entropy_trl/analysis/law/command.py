@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from entropy_trl.analysis.law.result import RunLaw, law_of
 from entropy_trl.analysis.law.sizes import fit_sizes, named_size, over_seeds, parse_params
 from entropy_trl.analysis.law.text import Results, report
 from entropy_trl.analysis.logs.runs import Run, read_runs
+from entropy_trl.analysis.logs.unread import note_unread
 from entropy_trl.analysis.pages import terminal
 from entropy_trl.files import write_output
 
@@ -75,9 +77,6 @@ def prepare(options: argparse.Namespace) -> Results:
         raise ValueError(f"--figure must end in {', '.join(_FIGURES)}, got {str(options.figure)!r}.")
     if options.figure is not None and find_spec("matplotlib") is None:
         raise ImportError("--figure needs matplotlib: pip install 'entropy-trl[analysis]'.")
-    for file in (options.json, options.figure):
-        if file is not None and not file.parent.is_dir():
-            raise ValueError(f"There is no folder {str(file.parent)!r} to write {file.name!r} to.")
     if not 0 < options.fit_fraction < 1:
         raise ValueError(f"--fit-fraction must be between 0 and 1, got {options.fit_fraction:g}.")
     if options.vocab_size is not None and options.vocab_size < 2:
@@ -86,7 +85,7 @@ def prepare(options: argparse.Namespace) -> Results:
     if options.extrapolate is not None and not params:
         raise ValueError("--extrapolate needs --sizes NAME=PARAMS for two or more groups of runs.")
     target = None if options.extrapolate is None else parse_params(options.extrapolate)
-    runs = [_law(run, options) for run in read_runs(options.runs)]
+    runs = _laws(read_runs(options.runs), options)
     members: dict[str, list[LawFit]] = {}
     for one in runs:
         members.setdefault(one.run.group, []).append(one.fit)
@@ -100,6 +99,26 @@ def prepare(options: argparse.Namespace) -> Results:
         sizes = fit_sizes(list(params.values()), [c.a.value for c in chosen], [c.b.value for c in chosen])
         extrapolated = None if target is None else sizes.predict(target, options.confidence)
     return Results(runs, groups, sizes, params, extrapolated, options)
+
+
+def _laws(runs: Sequence[Run], options: argparse.Namespace) -> list[RunLaw]:
+    """Fit each run. One without a fit is named and left out, if another one has a fit.
+
+    Raises:
+        ValueError: No run has a fit.
+    """
+    found: list[RunLaw] = []
+    failures: list[ValueError] = []
+    for run in runs:
+        try:
+            found.append(_law(run, options))
+        except ValueError as error:
+            failures.append(error)
+    if not found:
+        raise failures[0]
+    for failure in failures:
+        note_unread(f"Left out: {failure}")
+    return found
 
 
 def _law(run: Run, options: argparse.Namespace) -> RunLaw:

@@ -11,6 +11,7 @@ from entropy_trl.analysis.logs.runs import Run, read_runs
 from entropy_trl.analysis.logs.unread import collecting_unread
 from entropy_trl.analysis.report import SMOOTH, check_metrics, page_path, write_report
 from entropy_trl.analysis.report.watch import watch
+from entropy_trl.files import check_writable
 
 
 #: Seconds between two reads of the logs that are watched.
@@ -82,6 +83,7 @@ def prepare(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
     if options.watch:
         _check_paths(options.runs)
     folder = page_path(options.output).parent
+    check_writable(folder, "--output")
     prepared: tuple[list[Run], list[str]] = ([], []) if options.watch else _read(options)
     folder.mkdir(parents=True, exist_ok=True)
     return prepared
