@@ -16,30 +16,16 @@ Node = tuple[Any, ...]
 
 FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan"),
-    *("log", "ln", "lg", "exp"),
+    *("log", "ln", "lg", "exp", "cis"),
 }
 AGGREGATES = {"max", "min", "gcd", "lcm"}
 _UNKNOWN_FUNCTIONS = set("fghFGH") | {"phi", "varphi", "psi", "Phi", "Psi", "Gamma", "zeta"}
 GREEK = {
-    *(
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-    ),
-    *("rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "varphi", "vartheta", "Gamma", "Delta", "Theta"),
-    *("Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "varrho", "emptyset"),
-}
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "varphi", "vartheta", "Gamma",
+    "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "varrho",
+    "emptyset",
+}  # fmt: skip
 ACCENTS = {
     *("vec", "hat", "bar", "tilde", "dot", "ddot", "overarc"),
     *("angle", "triangle"),
@@ -47,6 +33,10 @@ ACCENTS = {
 WORDS = {"and", "or", "inf", "infinity", "infty", "sqrt", "pi", "theta", "choose"} | FUNCTIONS | AGGREGATES
 RELATIONS = {"=", "<", ">", "le", "ge", "ne", "in", "approx", "equiv", ":"}
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",)}
+_BASES = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
+}  # fmt: skip
 MINUS_ONE: Node = ("number", Fraction(-1), False)
 
 
@@ -120,7 +110,9 @@ class Atoms(ABC):
         if token is None:
             raise UnreadableError("an argument is missing")
         if token.kind == "number" and len(token.text) > 1:
-            if is_root or not token.text.isdigit():  # TeX draws the root of 50 as that of 5 in front of a 0
+            if is_root:  # TeX draws the root of 50 as that of 5 in front of a 0, which nobody means
+                return self.atom(is_argument=True)
+            if not token.text.isdigit():
                 raise UnreadableError("a number without braces")
             rest = Token("number", token.text[1:], token.upright)
             self.tokens = (
@@ -148,7 +140,8 @@ class Atoms(ABC):
             return self.environment(token.text)
         text = token.text
         if text == "{":
-            node = self.braced()
+            is_prefix = self.peek() == "}" and self.peek(1) in ("_", "^")
+            node = self.combinations() if is_prefix else self.braced()
             self.last_kind = "group"
             return node
         if text in _CLOSERS:
@@ -173,7 +166,8 @@ class Atoms(ABC):
         if self.peek() == "_":
             self.position += 1
             self.last_kind = "group"
-            return ("based", text, plain(self.group()))
+            base = plain(self.group()).removeprefix("base ")
+            return ("based", text, _BASES.get(base, base))
         if self.peek() in ("x", "X") and self.peek(1) == "10" and self.peek(2) in ("^", "**"):
             self.tokens = (*self.tokens[: self.position], symbol("*"), *self.tokens[self.position + 1 :])
         return ("number", Fraction(text), "." in text or token.kind == "scientific")
@@ -199,19 +193,36 @@ class Atoms(ABC):
 
     def named(self, name: str) -> Node:
         """A symbol with its subscript and primes, or a function of that name with its arguments."""
-        head = name
+        head, is_first = name, self.position == 1
         if self.take("_"):
             name += "_" + plain(self.group())
         while self.take("'"):
             name += "'"
         self.last_kind = "symbol"
-        if (head in _UNKNOWN_FUNCTIONS or name.endswith("'")) and self.peek() == "(":
+        is_function = head in _UNKNOWN_FUNCTIONS or name.endswith("'") or (is_first and self.is_defined())
+        if is_function and self.peek() == "(":
             self.position += 1
             arguments = self.sequence((")",))
             self.expect(")")
             self.last_kind = "group"
             return ("apply", name, arguments)
         return ("symbol", name)
+
+    def is_defined(self) -> bool:
+        """Whether a name and its arguments are the left side of an equation: `P(x) = x^2`."""
+        texts = [token.text for token in self.tokens[self.position :]]
+        end = texts.index(")") if ")" in texts else 0
+        arguments = self.tokens[self.position + 1 : self.position + end]
+        is_list = all(token.text == "," or (token.kind == "letters" and len(token.text) == 1) for token in arguments)
+        return bool(arguments) and texts[end + 1 : end + 2] == ["="] and is_list
+
+    def combinations(self) -> Node:
+        """The rest of `{}_5C_2`."""
+        self.position += 2
+        size = self.argument()
+        self.expect("C")
+        self.expect("_")
+        return ("call", "binom", [size, self.argument()])
 
     def with_stacks(self, ends: tuple[str, ...]) -> Node:
         r"""A sequence, or two of them with `\choose` or `\over` between, which take all of a group."""
@@ -262,6 +273,12 @@ class Atoms(ABC):
                 degree = self.sum()
                 self.expect("]")
             node = ("call", "root", [self.argument(is_root=True) if name == "sqrt" else self.atom(), degree])
+            self.last_kind = "group"
+            return node
+        if name == "root":
+            degree = self.argument()
+            self.expect("of")
+            node = ("call", "root", [self.argument(is_root=True), degree])
             self.last_kind = "group"
             return node
         if name == "binom":

@@ -152,8 +152,8 @@ class _Parser(Atoms):
             return token.text not in ("and", "or", "choose") and not (token.text == "U" and self.is_between_brackets())
         if token.kind == "command":
             return token.text in (
-                {"frac", "sqrt", "rootsign", "binom", "pi", "left", "lfloor", "lceil", "partial", "exp", "infty"}
-                | {"sum", "prod"} | FUNCTIONS | GREEK | ACCENTS | AGGREGATES
+                {"frac", "sqrt", "root", "rootsign", "binom", "pi", "left", "lfloor", "lceil", "partial", "exp"}
+                | {"infty", "sum", "prod"} | FUNCTIONS | GREEK | ACCENTS | AGGREGATES
             )  # fmt: skip
         return token.text in ("(", "[", "{") or (token.text == "|" and not self.bars and not self.in_set)
 
@@ -171,6 +171,8 @@ class _Parser(Atoms):
                 node, kind = ("power", node, self.exponent()), "power"
             elif text == "!":
                 self.position += 1
+                if self.peek() == "!":
+                    raise UnreadableError("a double factorial")
                 node, kind = ("factorial", node), "group"
             elif text == "degree" and self.peek(1) not in ("C", "F"):
                 self.position += 1
@@ -189,6 +191,8 @@ class _Parser(Atoms):
         token = self.token()
         if token is not None and token.kind == "letters" and len(token.text) > 1 and token.text not in WORDS:
             self.split_letter()
+        if self.peek() == "{" and self.peek(1) == "(" and self.peek(3) == ")" and self.peek(4) == "}":
+            raise UnreadableError("a derivative of a higher order")
         node = self.atom()
         while self.peek() in ("^", "**"):  # a tower, from the right
             self.position += 1

@@ -17,6 +17,8 @@ _INTRODUCTION = re.compile(
 _LABEL = re.compile(r"(?:[a-z]+ ){0,3}[a-z]{3,} : ")
 _NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
 _NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
+_NEGATIONS |= {"least", "most", "about", "around", "roughly", "nearly", "almost", "approx", "approximately", "than"}
+_NEGATIONS |= {"less", "more", "fewer", "greater", "over", "under", "above", "below", "up", "minus", "negative", "plus"}
 _CHINESE_NEGATIONS = set("不非否没未无")
 _MOST_WORDS = 9
 _CHOICE = {"option", "choice", "answer"}
@@ -26,6 +28,7 @@ _SHORT_WORDS = {
     *("no", "on", "ten", "two", "one", "six", "yes", "odd", "all", "any", "non", "am", "pm", "so", "is", "not", "won"),
     *("own", "now", "sum", "max", "min", "red", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "may", "cat", "dog"),
 }
+_VOWELS = set("aeiouy")
 _SAME = {
     "nosolution": r"\emptyset",
     "nosolutions": r"\emptyset",
@@ -102,7 +105,13 @@ def labelled_choice(tokens: Tokens) -> str | None:
 
 
 def with_notation(tokens: Tokens) -> Tokens:
-    r"""The tokens of `3 \text{ to } 8` as a ratio, and of `]2, 5[` as an interval with parentheses."""
+    r"""The tokens of `3 \text{ to } 8` as a ratio, of `]2, 5[` with `(`, of `101 \text{ base } 2` as `101_2`."""
+    words = tokens[1:]
+    if words and words[0].text == "(" and words[-1].text == ")":
+        words = words[1:-1]
+    texts = [token.text for token in words]
+    if tokens[0].kind == "number" and len(texts) in (2, 3) and texts[:-1] in (["base"], ["in", "base"]):
+        return (tokens[0], symbol("_"), words[-1])
     if len(tokens) == 3 and tokens[1].text == "to" and tokens[1].kind == "letters":
         return (tokens[0], symbol(":"), tokens[2])
     texts = [token.text for token in tokens]
@@ -131,11 +140,16 @@ def split_domain(tokens: Tokens) -> tuple[Tokens, Token, str] | None:
 
 
 def is_product(tokens: Tokens) -> bool:
-    """Whether a reference of two or three letters is a product of unknowns, such as `ab`, and not a word."""
-    text = "".join(token.text for token in tokens if token.kind == "letters")
-    if any(token.upright for token in tokens) or len(text) not in (2, 3):
+    """Whether letters outside of `\\text` are products of unknowns, such as `ab - cd` or `GMmh`, and not words."""
+    words = [token.text for token in tokens if token.kind == "letters"]
+    if any(token.upright for token in tokens) or "".join(words).isupper():
         return False
-    return not text.isupper() and text.isascii() and text.lower() not in _SHORT_WORDS
+    return all(
+        word.isascii()
+        and word.lower() not in _SHORT_WORDS
+        and (len(word) < 4 or not _VOWELS & set(word.lower()) or all(a < b for a, b in pairwise(word.lower())))
+        for word in words
+    )
 
 
 def split_modulus(tokens: Tokens) -> tuple[Tokens, str] | None:

@@ -68,7 +68,18 @@ _CHARACTERS = str.maketrans(
     {character: f"\\{name} " for character, name in _GREEK.items()}
     | dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\uff0d", "-")
     | dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u00ad", " ")
-    | {"。": ".", "、": ",", "；": ";", "和": r" \text{and} ", "或": r" \text{or} ", "′": "'", "’": "'"}
+    | {
+        "\u2044": "/",
+        "\u2215": "/",
+        "\u02da": r"\degree ",
+        "。": ".",
+        "、": ",",
+        "；": ";",
+        "和": r" \text{and} ",
+        "或": r" \text{or} ",
+        "′": "'",
+        "’": "'",
+    }
 )
 _SIMPLER = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le",
@@ -90,6 +101,7 @@ _SPACES = {
 }
 _TEXT = {"text", "textrm", "textnormal", "textit", "textbf", "textsf", "mbox", "hbox", "operatorname", "mathrm"}
 _STYLES = _TEXT | {"mathbf", "mathit", "mathsf", "mathnormal", "boldsymbol", "bm", "pmb", "underline", "boxed", "fbox"}
+_STYLES |= {"ensuremath"}
 _BOLD = {"mathbf", "boldsymbol", "bm", "pmb", "textbf"}
 _FONTS = {"mathbb", "mathcal", "mathfrak", "mathscr", "Bbb"}
 _COMPARISONS = {"<=": "le", ">=": "ge", "!=": "ne"}
@@ -99,13 +111,17 @@ _PART = re.compile(
     rf"(?P<space>\s+|~)|(?P<command>\\q?quad|\\\\(?={_DOUBLED})[a-zA-Z]+|\\(?:[a-zA-Z]+\*?|.|$))"
     r"|(?P<repeating>\d*\.\d*(?:\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\(\d+\)"
     r"|\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
+    r"|(?P<going>\d*\.(?P<fixed>\d*?)(?P<cycle>\d{1,6}?)(?P=cycle)+(?:\\,|\s)*(?:\\[lc]?dots(?![a-zA-Z])|\.\.\.))"
     r"|(?P<grouped>[1-9]\d{0,2}(?:(?:(?:\{,\}|\\,|\\!?\s|~|[ ]|\\;|,\\!\s?)\d{3})+|(?:,\d{3})+)(?!\d)(?:\.\d+)?)"
     r"|(?P<scientific>(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}(?![\d.a-zA-Z]))"
     r"|(?P<number>\d+(?:\.\d+|\.(?=\s?[/*+^-]\s?\d))?|\.\d+)|(?P<letters>[a-zA-Z]+|[\u4e00-\u9fff]+)|(?P<symbol>\*\*|[<>!]=|.)",
     re.DOTALL | re.ASCII,
 )
+_NUMBER = re.compile(r"\d*\.\d+", re.ASCII)
 _GROUP = re.compile(r"\s*\{([^{}]*)\}")
 _OPEN = re.compile(r"\s*\{")
+_GAP = re.compile(r"\s*\[-?\d*\.?\d+\s*(?:pt|ex|em|mm|cm)\]")  # more space below a row of a matrix
+_SKIPPED = {"phantom", "hphantom", "vphantom", "hspace", "vspace", "mspace"}
 _ENDS = {symbol(text) for text in ".,;:*"} | {symbol("**"), symbol("\\\\")}
 
 
@@ -152,6 +168,10 @@ def _scan(text: str) -> list[Token]:
             match = re.compile(r"\d+").match(text, position)  # in a list (1,000) has two elements
             assert match is not None
             kind, part = "number", match[0]
+        if kind == "going" and not _shows_its_cycle(match):
+            match = _NUMBER.match(text, position)
+            assert match is not None
+            kind, part = "number", match[0]
         position = match.end()
         if kind == "space" or part == "$":
             spaced = "\n" not in part  # a number of two lines is none
@@ -167,6 +187,12 @@ def _scan(text: str) -> list[Token]:
                 if name in ("left", "right", "middle") and text[position : position + 1] == ".":
                     position += 1
                 continue
+            if name in _SKIPPED:
+                position = _skip_group(text, position, name)
+                spaced = True
+                continue
+            if name == "\\" and (gap := _GAP.match(text, position)):
+                position = gap.end()
             if name in ("textcolor", "color", "colorbox"):
                 position = _skip_group(text, position, name)
                 opening = _OPEN.match(text, position)
@@ -213,6 +239,8 @@ def _scan(text: str) -> list[Token]:
             if not is_token:
                 spaced = True
                 continue
+        elif kind == "going":
+            kind, part = "repeating", f"{part.partition('.')[0]}.{match['fixed']}({match['cycle']})"
         elif kind == "grouped":
             kind, part = "number", re.sub(r"[^\d.]", "", part)
         elif part in _COMPARISONS:
@@ -228,6 +256,12 @@ def _scan(text: str) -> list[Token]:
     if closers:
         raise UnreadableError("a brace that is not closed")
     return tokens
+
+
+def _shows_its_cycle(match: re.Match[str]) -> bool:
+    """Whether `0.58333...` and the like tell how they go on: the 3 is there three times, or there is nothing else."""
+    shown = len(match[0].partition(".")[2].rstrip(". ")) - len(match["fixed"])
+    return bool(match["cycle"].strip("0")) and (shown >= 3 or not match["fixed"])
 
 
 def _skip_group(text: str, position: int, name: str) -> int:
