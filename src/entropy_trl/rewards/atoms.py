@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import Any
 
+from entropy_trl.rewards.phrases import NEGATIONS
 from entropy_trl.rewards.tokens import Token, UnreadableError, symbol
 
 
@@ -142,7 +143,7 @@ class Atoms(ABC):
         if text == "{":
             is_prefix = self.peek() == "}" and self.peek(1) in ("_", "^")
             node = self.combinations() if is_prefix else self.braced()
-            self.last_kind = "group"
+            self.last_kind = "number" if node[0] == "number" else "group"
             return node
         if text in _CLOSERS:
             return self.bracket(text)
@@ -183,7 +184,7 @@ class Atoms(ABC):
         if len(text) == 1:
             return self.named(text)
         if token.upright or len(text) > 4 or not text.isascii():
-            if self.peek() in ("=", "approx") or self.position == 1:
+            if (self.peek() in ("=", "approx") or self.position == 1) and text.lower() not in NEGATIONS:
                 return ("word", text)
             raise UnreadableError(f"a word, {text}")
         self.position -= 1
@@ -199,25 +200,27 @@ class Atoms(ABC):
         while self.take("'"):
             name += "'"
         self.last_kind = "symbol"
-        is_function = head in _UNKNOWN_FUNCTIONS or name.endswith("'") or (is_first and self.is_defined())
+        arguments = self.defined() if is_first else ()
+        if any(token.upright and len(token.text) > 1 for token in arguments):  # P(\text{heads}) = 0.5
+            self.position += len(arguments) + 2
+            return ("apply", name, ("word", plain(arguments)))
+        is_function = head in _UNKNOWN_FUNCTIONS or name.endswith("'") or _is_list_of_letters(arguments)
         if is_function and self.peek() == "(":
             self.position += 1
-            arguments = self.sequence((")",))
+            node = self.sequence((")",))
             self.expect(")")
             self.last_kind = "group"
-            return ("apply", name, arguments)
+            return ("apply", name, node)
         return ("symbol", name)
 
-    def is_defined(self) -> bool:
-        """Whether a name and its arguments are the left side of an equation: `P(x) = x^2`."""
+    def defined(self) -> tuple[Token, ...]:
+        """The arguments of a name which is the left side of an equation: `P(x) = x^2`."""
         texts = [token.text for token in self.tokens[self.position :]]
         end = texts.index(")") if ")" in texts else 0
-        arguments = self.tokens[self.position + 1 : self.position + end]
-        is_list = all(token.text == "," or (token.kind == "letters" and len(token.text) == 1) for token in arguments)
-        return bool(arguments) and texts[end + 1 : end + 2] == ["="] and is_list
+        is_left_side = texts[:1] == ["("] and texts[end + 1 : end + 2] == ["="]
+        return self.tokens[self.position + 1 : self.position + end] if is_left_side else ()
 
-    def combinations(self) -> Node:
-        """The rest of `{}_5C_2`."""
+    def combinations(self) -> Node:  # the rest of `{}_5C_2`
         self.position += 2
         size = self.argument()
         self.expect("C")
@@ -275,16 +278,13 @@ class Atoms(ABC):
             node = ("call", "root", [self.argument(is_root=True) if name == "sqrt" else self.atom(), degree])
             self.last_kind = "group"
             return node
-        if name == "root":
-            degree = self.argument()
-            self.expect("of")
-            node = ("call", "root", [self.argument(is_root=True), degree])
+        if name in ("root", "binom"):
+            first = self.argument()
+            if name == "root":
+                self.expect("of")
+            second = self.argument(is_root=name == "root")
             self.last_kind = "group"
-            return node
-        if name == "binom":
-            node = ("call", "binom", [self.argument(), self.argument()])
-            self.last_kind = "group"
-            return node
+            return ("call", name, [first, second] if name == "binom" else [second, first])
         if name == "pi":
             self.last_kind = "symbol"
             return ("symbol", "pi")
@@ -305,9 +305,11 @@ class Atoms(ABC):
             return self.function(name)
         if name in ("sum", "prod") and self.take("_"):
             return self.bound(name)
-        if name in AGGREGATES and self.take("("):
-            arguments = self.sequence((")",))
-            self.expect(")")
+        if name in AGGREGATES and self.peek() in ("(", "\\{"):
+            self.position += 1
+            closer = ")" if self.peek(-1) == "(" else "\\}"
+            arguments = self.sequence((closer,))
+            self.expect(closer)
             return ("call", name, arguments[1] if arguments[0] == "list" else [arguments])
         raise UnreadableError(f"\\{name}")
 
@@ -388,6 +390,12 @@ def signed(sign: str | None, node: Node) -> Node:
     if sign == "-":
         return ("multiply", [MINUS_ONE, node])
     return ("multiply", [("sign", sign), node])
+
+
+def _is_list_of_letters(tokens: tuple[Token, ...]) -> bool:
+    return bool(tokens) and all(
+        token.text == "," or (token.kind == "letters" and not token.text[1:]) for token in tokens
+    )
 
 
 def ratio(over: Node, under: Node) -> Node:

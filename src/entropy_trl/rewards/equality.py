@@ -76,7 +76,7 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
         letters = phrases.choice(given) or phrases.labelled_choice(given)
         return EQUAL if letters == wanted_choice else DIFFERENT
     if phrases.labelled_choice(given):
-        given = given[3:]
+        given = given[2 + (given[0].text == "(") :]
     if answer.count(",") == 1 and sum("." in token.text for token in wanted if token.kind == "number") == 1:
         given = phrases.with_decimal_point(given) or given
     given, wanted = phrases.with_notation(given), phrases.with_notation(wanted)

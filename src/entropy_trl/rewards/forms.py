@@ -55,12 +55,12 @@ def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
         return False
     if len(wanted.nodes) != len(given.nodes):
         return False
-    if (
-        len(wanted.nodes) > 1
-        and any(map(shapes.is_order, [*wanted.nodes, *given.nodes]))
-        and wanted.joint != given.joint
-    ):
-        return False  # `x < 1 and x > 3` is not `x < 1 or x > 3`
+    if len(wanted.nodes) > 1 and wanted.joint != given.joint:
+        nodes = [*wanted.nodes, *given.nodes]
+        if any(map(shapes.is_order, nodes)):
+            return False  # `x < 1 and x > 3` is not `x < 1 or x > 3`
+        if ("or" in wanted.joint) != ("or" in given.joint) and any(node[0] == "symbol" for node in nodes):
+            return False  # nor is `p \\land q` the same as `p \\lor q`
     return _same_in_any_order(wanted.nodes, given.nodes, quick)
 
 

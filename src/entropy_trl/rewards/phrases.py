@@ -15,11 +15,11 @@ _INTRODUCTION = re.compile(
     r"(?: (?:is|are|equals)(?: (?:given by|equal to))?)?|(?:we|i) (?:find|get|have|obtain|conclude)(?: that)?) ?:? ?"
 )
 _LABEL = re.compile(r"(?:[a-z]+ ){0,3}[a-z]{3,} : ")
-_NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
-_NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
-_NEGATIONS |= {"least", "most", "about", "around", "roughly", "nearly", "almost", "approx", "approximately", "than"}
-_NEGATIONS |= {"less", "more", "fewer", "greater", "over", "under", "above", "below", "up", "minus", "negative", "plus"}
-_CHINESE_NEGATIONS = set("不非否没未无")
+NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
+NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
+NEGATIONS |= {"least", "most", "about", "around", "roughly", "nearly", "almost", "approx", "approximately", "than"}
+NEGATIONS |= {"less", "more", "fewer", "greater", "over", "under", "above", "below", "up", "minus", "negative", "plus"}
+_CHINESE_NOT = set("不非否没未无可约至少多大小超近或若")  # also hedges
 _MOST_WORDS = 9
 _CHOICE = {"option", "choice", "answer"}
 _LETTERS = "ABCDEFGH"
@@ -51,7 +51,7 @@ def without_introduction(tokens: Tokens) -> Tokens:
     """The tokens behind `The answer is`, `we find that` or a label with a colon; the same tokens without any."""
     if len(tokens) > 1 and tokens[0].text == "therefore" and tokens[0].kind == "command":
         tokens = tokens[1:]
-    if len(tokens) > 1 and tokens[0].text.endswith(("为", "是")) and not _CHINESE_NEGATIONS & set(tokens[0].text):
+    if len(tokens) > 1 and tokens[0].text.endswith(("为", "是")) and not _CHINESE_NOT & set(tokens[0].text):
         return tokens[1:]
     texts: list[str] = []
     for token in tokens[:_MOST_WORDS]:
@@ -61,7 +61,7 @@ def without_introduction(tokens: Tokens) -> Tokens:
     for count in range(len(texts), 0, -1):
         text = " ".join(texts[:count]).replace(" ,", ",")
         is_introduction = _INTRODUCTION.fullmatch(text) or _LABEL.fullmatch(text + " ")
-        if is_introduction and not _NEGATIONS & set(texts[:count]) and count < len(tokens):
+        if is_introduction and not NEGATIONS & set(texts[:count]) and count < len(tokens):
             start = count + (count + 1 < len(tokens) and tokens[count].text == "=")
             return tokens[start:]
     return tokens
@@ -97,6 +97,8 @@ def choice(tokens: Tokens) -> str | None:
 def labelled_choice(tokens: Tokens) -> str | None:
     r"""The letter in front of a choice, as in `\textbf{(C)}\ 5`; None where a second letter may follow."""
     texts = [token.text for token in tokens[:3]]
+    if texts[1:2] == [")"]:  # `A) 5`
+        texts, tokens = ["(", *texts[:2]], (tokens[0], *tokens)
     if texts[::2] != ["(", ")"] or texts[1] not in _LETTERS or not tokens[1].upright or len(tokens) < 4:
         return None
     rest = tokens[3:]

@@ -183,6 +183,8 @@ def is_unknown(node: Node) -> bool:
         return node[1] not in CONSTANTS
     if node[0] in ("apply", "word"):
         return True
+    if node[0] in ("cap", "cup"):
+        return all(part[0] == "symbol" for part in node[1:])
     if node[0] == "ratio":
         return all(map(is_unknown, node[1]))
     if node[0] == "tuple":

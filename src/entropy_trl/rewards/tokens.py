@@ -51,6 +51,9 @@ _FROM_SCRIPT = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, _PLAIN * 2)
 _NOT_EQUAL = re.compile(r"\\not\s*=")
 _VECTOR = re.compile(r"\\(?:vec|overrightarrow|hat)(?![a-zA-Z])|\\(?:mathbf|boldsymbol|bm)\s*\{?[a-zA-Z]")
 _CROSS = re.compile(r"(?<![\d\s])\s*\\times(?![a-zA-Z])|(?<=[^\d\s]\s)\\times(?![a-zA-Z])")
+_COMPATIBLE = re.compile("[^\\x00-\\x7f]")
+_BOLD_CAPITAL = r"\\(?:mathbf|boldsymbol|bm)\s*\{[A-Z]\}"
+_MATRICES = re.compile(rf"{_BOLD_CAPITAL}(?:\^(?:\{{[^{{}}]*\}}|\w))?(?=(?:\s|\\[,;:! ]|\\cdot\s)*{_BOLD_CAPITAL})")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
@@ -68,18 +71,8 @@ _CHARACTERS = str.maketrans(
     {character: f"\\{name} " for character, name in _GREEK.items()}
     | dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\uff0d", "-")
     | dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u00ad", " ")
-    | {
-        "\u2044": "/",
-        "\u2215": "/",
-        "\u02da": r"\degree ",
-        "。": ".",
-        "、": ",",
-        "；": ";",
-        "和": r" \text{and} ",
-        "或": r" \text{or} ",
-        "′": "'",
-        "’": "'",
-    }
+    | {"。": ".", "、": ",", "；": ";", "和": r" \text{and} ", "或": r" \text{or} ", "′": "'", "’": "'"}
+    | {"㎡": r"\text{m}^2", "㎥": r"\text{m}^3", "\u2044": "/", "\u2215": "/", "\u02da": r"\degree "}
 )
 _SIMPLER = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le",
@@ -91,7 +84,7 @@ _SIMPLER = {
     "degrees": "degree", "backslash": "setminus", "|": "\\|", "lfloor": "lfloor", "Vert": "\\|", "prime": "'",
     "arcsin": "arcsin", "varepsilon": "epsilon", "thickapprox": "approx", "simeq": "approx", "owns": "ni",
     "textdegree": "degree", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec", "overline": "bar",
-    "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
+    "bigcup": "cup", "bigcap": "cap", "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
 }  # fmt: skip
 _SPACES = {
     *(",", ";", ":", "!", " ", ">", "(", ")", "[", "]", "/", "quad", "qquad", "thinspace", "enspace", "displaystyle"),
@@ -135,9 +128,11 @@ def tokenize(text: str) -> tuple[Token, ...]:
     text = _RAISED.sub(lambda match: "^{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     text = _LOWERED.sub(lambda match: "_{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     if _VECTOR.search(text):
-        text = _CROSS.sub(r"\\crossproduct ", text)
+        text = _MATRICES.sub(r"\g<0>\\matrixproduct ", _CROSS.sub(r"\\crossproduct ", text))
     text = _VULGAR.sub(lambda match: _vulgar(match[0]), text)
-    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
+    text = text.translate(_CHARACTERS)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _COMPATIBLE.sub(_in_latex, text)).translate(_CHARACTERS)
     tokens = _degrees(_scan(_NOT_EQUAL.sub(r"\\ne ", text)))
     start, end = 0, len(tokens)
     if tokens[-2:] == [symbol("."), symbol(".")]:
@@ -149,6 +144,13 @@ def tokenize(text: str) -> tuple[Token, ...]:
     while start < end and tokens[start].text in ("*", "**"):
         start += 1
     return tuple(tokens[start:end])
+
+
+def _in_latex(match: re.Match[str]) -> str:
+    """A raised, lowered or circled character, such as the exponent of `2ˣ`, which Unicode would make `2x`."""
+    kind, _, _ = unicodedata.decomposition(match[0]).partition(" ")
+    plain = unicodedata.normalize("NFKC", match[0])
+    return {"<super>": f"^{{{plain}}}", "<sub>": f"_{{{plain}}}", "<circle>": f" {plain} "}.get(kind, match[0])
 
 
 def _vulgar(character: str) -> str:

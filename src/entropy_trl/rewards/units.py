@@ -123,6 +123,8 @@ def _leading_currency(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
         tokens = tokens[1:]
     if len(tokens) > 1 and tokens[0].text == "USD":
         tokens = (Token("symbol", "\\$"), *tokens[1:])
+    if len(tokens) > 3 and tokens[1].text == "=":
+        return (*tokens[:2], *_leading_currency(tokens[2:]))
     start = int(bool(tokens) and tokens[0].text in ("-", "+"))
     if len(tokens) > start + 1 and tokens[start].text in ("\\$", "€", "£", "¥", "₹"):
         last = [Token("letters", "dollar", True)] if tokens[-1].text in ("dollars", "dollar", "cents") else []
