@@ -1,7 +1,7 @@
 """Completions per second, and mistakes, of `math_reward` and of TRL's `accuracy_reward` on the same labelled cases.
 
-`--cases` are JSON Lines files, by default those of `reward_cases/` under the folder that `ENTROPY_TRL_DATA` names. A
-row has a reference (`gold` or `solution`) and either
+`FILES` (or `--cases`) are JSON Lines files, by default those of `reward_cases/` under the folder that
+`ENTROPY_TRL_DATA` names. A row has a reference (`gold` or `solution`) and either
 
 - a `solution` and a `label` (1 for a right one): model solutions of GSM8K, which end with a line `A: 40`. They are read
   as they are, by the format `answer_line`, and once more with their `model_answer` in a box at the end, which both can
@@ -85,18 +85,20 @@ def our_reward(reward: MathReward) -> Callable[[Sequence[Case]], list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=Path, nargs="+", help="JSON Lines files")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILES", help="JSON Lines files")
+    parser.add_argument("--cases", type=Path, nargs="+", default=[], help="more of them")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="where to write the report as JSON")
     options = parser.parse_args(argv)
-    if options.cases is None:
+    paths = [*options.files, *options.cases]
+    if not paths:
         if "ENTROPY_TRL_DATA" not in os.environ:
-            parser.error("give --cases, or set ENTROPY_TRL_DATA")
-        options.cases = sorted((Path(os.environ["ENTROPY_TRL_DATA"]) / "reward_cases").glob("*.jsonl"))
+            parser.error("give a file of cases, or set ENTROPY_TRL_DATA")
+        paths = sorted((Path(os.environ["ENTROPY_TRL_DATA"]) / "reward_cases").glob("*.jsonl"))
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # TRL's parses time out on some cases, and say so
 
-    groups = {name: group for path in options.cases for name, group in read_cases(path).items()}
+    groups = {name: group for path in paths for name, group in read_cases(path).items()}
     functions: dict[str, Callable[[Sequence[Case]], Sequence[float | None]]] = {"trl": trl_reward}
     for workers in options.workers:
         functions[f"math_reward, {workers} workers"] = our_reward(MathReward(workers))

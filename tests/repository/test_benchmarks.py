@@ -98,7 +98,8 @@ def test_rewards(run, tmp_path, capsys):
     (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (gsm8k, wrong)))
     (tmp_path / "recorded.jsonl").write_text(json.dumps(recorded) + "\n")
     cases = [str(tmp_path / name) for name in ("gsm8k.jsonl", "recorded.jsonl")]
-    report = run("rewards", ["--cases", *cases, "--workers", "1", "--repeats", "2"], tmp_path / "rewards.json")
+    arguments = [cases[0], "--cases", cases[1], "--workers", "1", "--repeats", "2"]
+    report = run("rewards", arguments, tmp_path / "rewards.json")
     assert list(report["results"]) == ["gsm8k/answer_line", "gsm8k/boxed", "recorded/boxed"]
     mistakes = {
         (name, function): (row["false_negatives"], row["false_positives"])

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import Any
 
+from entropy_trl.rewards.phrases import NEGATIONS
 from entropy_trl.rewards.tokens import Token, UnreadableError, symbol
 
 
@@ -16,30 +17,16 @@ Node = tuple[Any, ...]
 
 FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan"),
-    *("log", "ln", "lg", "exp"),
+    *("log", "ln", "lg", "exp", "cis"),
 }
 AGGREGATES = {"max", "min", "gcd", "lcm"}
 _UNKNOWN_FUNCTIONS = set("fghFGH") | {"phi", "varphi", "psi", "Phi", "Psi", "Gamma", "zeta"}
 GREEK = {
-    *(
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-    ),
-    *("rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "varphi", "vartheta", "Gamma", "Delta", "Theta"),
-    *("Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "varrho", "emptyset"),
-}
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "varphi", "vartheta", "Gamma",
+    "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "varrho",
+    "emptyset",
+}  # fmt: skip
 ACCENTS = {
     *("vec", "hat", "bar", "tilde", "dot", "ddot", "overarc"),
     *("angle", "triangle"),
@@ -47,6 +34,10 @@ ACCENTS = {
 WORDS = {"and", "or", "inf", "infinity", "infty", "sqrt", "pi", "theta", "choose"} | FUNCTIONS | AGGREGATES
 RELATIONS = {"=", "<", ">", "le", "ge", "ne", "in", "approx", "equiv", ":"}
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",)}
+_BASES = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
+}  # fmt: skip
 MINUS_ONE: Node = ("number", Fraction(-1), False)
 
 
@@ -120,7 +111,9 @@ class Atoms(ABC):
         if token is None:
             raise UnreadableError("an argument is missing")
         if token.kind == "number" and len(token.text) > 1:
-            if is_root or not token.text.isdigit():  # TeX draws the root of 50 as that of 5 in front of a 0
+            if is_root:  # TeX draws the root of 50 as that of 5 in front of a 0, which nobody means
+                return self.atom(is_argument=True)
+            if not token.text.isdigit():
                 raise UnreadableError("a number without braces")
             rest = Token("number", token.text[1:], token.upright)
             self.tokens = (
@@ -148,8 +141,9 @@ class Atoms(ABC):
             return self.environment(token.text)
         text = token.text
         if text == "{":
-            node = self.braced()
-            self.last_kind = "group"
+            is_prefix = self.peek() == "}" and self.peek(1) in ("_", "^")
+            node = self.combinations() if is_prefix else self.braced()
+            self.last_kind = "number" if node[0] == "number" else "group"
             return node
         if text in _CLOSERS:
             return self.bracket(text)
@@ -173,7 +167,8 @@ class Atoms(ABC):
         if self.peek() == "_":
             self.position += 1
             self.last_kind = "group"
-            return ("based", text, plain(self.group()))
+            base = plain(self.group()).removeprefix("base ")
+            return ("based", text, _BASES.get(base, base))
         if self.peek() in ("x", "X") and self.peek(1) == "10" and self.peek(2) in ("^", "**"):
             self.tokens = (*self.tokens[: self.position], symbol("*"), *self.tokens[self.position + 1 :])
         return ("number", Fraction(text), "." in text or token.kind == "scientific")
@@ -189,7 +184,7 @@ class Atoms(ABC):
         if len(text) == 1:
             return self.named(text)
         if token.upright or len(text) > 4 or not text.isascii():
-            if self.peek() in ("=", "approx") or self.position == 1:
+            if (self.peek() in ("=", "approx") or self.position == 1) and text.lower() not in NEGATIONS:
                 return ("word", text)
             raise UnreadableError(f"a word, {text}")
         self.position -= 1
@@ -199,19 +194,38 @@ class Atoms(ABC):
 
     def named(self, name: str) -> Node:
         """A symbol with its subscript and primes, or a function of that name with its arguments."""
-        head = name
+        head, is_first = name, self.position == 1
         if self.take("_"):
             name += "_" + plain(self.group())
         while self.take("'"):
             name += "'"
         self.last_kind = "symbol"
-        if (head in _UNKNOWN_FUNCTIONS or name.endswith("'")) and self.peek() == "(":
+        arguments = self.defined() if is_first else ()
+        if any(token.upright and len(token.text) > 1 for token in arguments):  # P(\text{heads}) = 0.5
+            self.position += len(arguments) + 2
+            return ("apply", name, ("word", plain(arguments)))
+        is_function = head in _UNKNOWN_FUNCTIONS or name.endswith("'") or _is_list_of_letters(arguments)
+        if is_function and self.peek() == "(":
             self.position += 1
-            arguments = self.sequence((")",))
+            node = self.sequence((")",))
             self.expect(")")
             self.last_kind = "group"
-            return ("apply", name, arguments)
+            return ("apply", name, node)
         return ("symbol", name)
+
+    def defined(self) -> tuple[Token, ...]:
+        """The arguments of a name which is the left side of an equation: `P(x) = x^2`."""
+        texts = [token.text for token in self.tokens[self.position :]]
+        end = texts.index(")") if ")" in texts else 0
+        is_left_side = texts[:1] == ["("] and texts[end + 1 : end + 2] == ["="]
+        return self.tokens[self.position + 1 : self.position + end] if is_left_side else ()
+
+    def combinations(self) -> Node:  # the rest of `{}_5C_2`
+        self.position += 2
+        size = self.argument()
+        self.expect("C")
+        self.expect("_")
+        return ("call", "binom", [size, self.argument()])
 
     def with_stacks(self, ends: tuple[str, ...]) -> Node:
         r"""A sequence, or two of them with `\choose` or `\over` between, which take all of a group."""
@@ -264,10 +278,13 @@ class Atoms(ABC):
             node = ("call", "root", [self.argument(is_root=True) if name == "sqrt" else self.atom(), degree])
             self.last_kind = "group"
             return node
-        if name == "binom":
-            node = ("call", "binom", [self.argument(), self.argument()])
+        if name in ("root", "binom"):
+            first = self.argument()
+            if name == "root":
+                self.expect("of")
+            second = self.argument(is_root=name == "root")
             self.last_kind = "group"
-            return node
+            return ("call", name, [first, second] if name == "binom" else [second, first])
         if name == "pi":
             self.last_kind = "symbol"
             return ("symbol", "pi")
@@ -288,9 +305,11 @@ class Atoms(ABC):
             return self.function(name)
         if name in ("sum", "prod") and self.take("_"):
             return self.bound(name)
-        if name in AGGREGATES and self.take("("):
-            arguments = self.sequence((")",))
-            self.expect(")")
+        if name in AGGREGATES and self.peek() in ("(", "\\{"):
+            self.position += 1
+            closer = ")" if self.peek(-1) == "(" else "\\}"
+            arguments = self.sequence((closer,))
+            self.expect(closer)
             return ("call", name, arguments[1] if arguments[0] == "list" else [arguments])
         raise UnreadableError(f"\\{name}")
 
@@ -371,6 +390,12 @@ def signed(sign: str | None, node: Node) -> Node:
     if sign == "-":
         return ("multiply", [MINUS_ONE, node])
     return ("multiply", [("sign", sign), node])
+
+
+def _is_list_of_letters(tokens: tuple[Token, ...]) -> bool:
+    return bool(tokens) and all(
+        token.text == "," or (token.kind == "letters" and not token.text[1:]) for token in tokens
+    )
 
 
 def ratio(over: Node, under: Node) -> Node:

@@ -75,6 +75,8 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
     if wanted_choice := phrases.choice(wanted):
         letters = phrases.choice(given) or phrases.labelled_choice(given)
         return EQUAL if letters == wanted_choice else DIFFERENT
+    if phrases.labelled_choice(given):
+        given = given[2 + (given[0].text == "(") :]
     if answer.count(",") == 1 and sum("." in token.text for token in wanted if token.kind == "number") == 1:
         given = phrases.with_decimal_point(given) or given
     given, wanted = phrases.with_notation(given), phrases.with_notation(wanted)
@@ -93,14 +95,12 @@ def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick:
     if given == wanted:
         return EQUAL
     texts = [_words(tokens) for tokens in (given, wanted)]
-    if phrases.is_product(wanted) and not any(token.upright for token in given):
-        pass
-    elif texts[1] is not None:
+    if texts[1] is not None:
         if texts[0] == texts[1]:
             return EQUAL
         if len(texts[1]) > 1:
             return DIFFERENT
-    elif texts[0] is not None and len(texts[0]) > 1:
+    elif texts[0] is not None and len(texts[0]) > 1 and not (phrases.is_product(wanted) and _is_maths(given)):
         return DIFFERENT
     joined = ["".join(token.text for token in tokens if token.text not in "{}") for tokens in (given, wanted)]
     clocks = [_CLOCK.fullmatch(text.replace(".", "").lower()) for text in joined]
@@ -120,11 +120,18 @@ def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick:
         return EQUAL if joined[0] == joined[1] else DIFFERENT
     if _BASED.fullmatch(joined[1]):
         return EQUAL if joined[0] == joined[1] else DIFFERENT
+    compounds = [units.compound(tokens) for tokens in (given, wanted)]
+    if compounds[0] and compounds[1]:
+        return EQUAL if compounds[0] == compounds[1] else DIFFERENT
     return _by_readings(given, wanted, quick)
 
 
+def _is_maths(tokens: tuple[Token, ...]) -> bool:
+    return not any(token.upright for token in tokens)
+
+
 def _words(tokens: tuple[Token, ...]) -> str | None:
-    """A word, a phrase or a choice such as `(A)`, without case and spaces; None for anything else."""
+    """A word, a phrase or a choice such as `(A)`, without spaces, and without case; None for anything else."""
     if not all(token.kind == "letters" or token.text in _TEXT_SYMBOLS for token in tokens):
         return None
     words = [token.text for token in tokens if token.kind == "letters"]
@@ -132,10 +139,11 @@ def _words(tokens: tuple[Token, ...]) -> str | None:
         return None
     if len(words) == 1 and len(words[0]) == 1:
         return words[0] if len(tokens) == 1 or [token.text for token in tokens] == ["(", words[0], ")"] else None
-    if not any(len(word) > 1 for word in words):
+    is_text = len(words) == len(tokens) and all(token.upright for token in tokens)
+    if (not is_text and not any(len(word) > 1 for word in words)) or phrases.is_product(tokens):
         return None
-    text = "".join(words)
-    return text.casefold() if len(text) > 2 or text.casefold() == "no" else text
+    text = "".join(token.text for token in tokens if token.text != '"')  # with its signs: `AB-CD` is not `AB, CD`
+    return text.casefold() if sum(map(len, words)) > 2 or text.casefold() == "no" else text
 
 
 # A quantity may be read with and without a unit at its end.

@@ -11,14 +11,23 @@ from entropy_trl.rewards import shapes
 from entropy_trl.rewards.atoms import MINUS_ONE, Node, ratio
 from entropy_trl.rewards.budget import spend
 from entropy_trl.rewards.tokens import UnreadableError
-from entropy_trl.rewards.values import contains, count_signs, equal_values, number, proportional, signs, symbols
+from entropy_trl.rewards.values import (
+    combinations,
+    contains,
+    count_signs,
+    equal_values,
+    number,
+    proportional,
+    signs,
+    symbols,
+)
 
 
 _MOST_ELEMENTS = 60
-_CONSTANTS = {"pi", "e", "i"}
 _STRUCTURES = {"list", "set", "tuple", "relation", "cup", "cap", "setminus", "builder", "matrix", "piecewise", "word"}
 _STRUCTURES |= {"ratio", "bound"}
 _POINTS = [("symbol", letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+_COORDINATES = [("symbol", letter) for letter in "xyz"]  # `y = x/2` is the line `x = 2y`
 _TURNED = {">": "<", "ge": "le"}
 _INFINITY = shapes.INFINITY
 _REALS: Node = ("tuple", "(", [("multiply", [MINUS_ONE, _INFINITY]), _INFINITY], ")", "order")
@@ -30,6 +39,8 @@ def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
     Raises:
         UnreadableError: One of them has no single meaning.
     """
+    if contains(reference, {"tuple"}) != contains(answer, {"tuple"}):  # else `C(10, 3)` is a point
+        reference, answer = combinations(reference), combinations(answer)
     wanted, given = _elements(reference), _elements(answer)
     if max(len(wanted.nodes), len(given.nodes)) > _MOST_ELEMENTS:
         raise UnreadableError("too many elements")
@@ -44,12 +55,12 @@ def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
         return False
     if len(wanted.nodes) != len(given.nodes):
         return False
-    if (
-        len(wanted.nodes) > 1
-        and any(map(shapes.is_order, [*wanted.nodes, *given.nodes]))
-        and wanted.joint != given.joint
-    ):
-        return False  # `x < 1 and x > 3` is not `x < 1 or x > 3`
+    if len(wanted.nodes) > 1 and wanted.joint != given.joint:
+        nodes = [*wanted.nodes, *given.nodes]
+        if any(map(shapes.is_order, nodes)):
+            return False  # `x < 1 and x > 3` is not `x < 1 or x > 3`
+        if ("or" in wanted.joint) != ("or" in given.joint) and any(node[0] == "symbol" for node in nodes):
+            return False  # nor is `p \\land q` the same as `p \\lor q`
     return _same_in_any_order(wanted.nodes, given.nodes, quick)
 
 
@@ -118,9 +129,9 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
     kinds = set(operators)
     if kinds <= {"=", "approx"}:
         first, *rest = sides
-        if _is_unknown(first) and not _names(first) & symbols(rest):
+        if shapes.is_unknown(first) and not shapes.names(first) & symbols(rest):
             return ("named", first, rest)
-        if len(sides) == 2 and _is_unknown(rest[0]) and not _names(rest[0]) & symbols(first):
+        if len(sides) == 2 and shapes.is_unknown(rest[0]) and not shapes.names(rest[0]) & symbols(first):
             return ("named", rest[0], [first])
         if not symbols(sides) and not contains(sides, _STRUCTURES):
             return ("chain", sides)
@@ -134,17 +145,17 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
         if len(sides) == 2 and any(map(shapes.is_negated, sides)):
             sides = [shapes.negated(side) for side in reversed(sides)]
         brackets = ["(" if operator == "<" else "[" for operator in operators]
-        if len(sides) == 3 and _is_unknown(sides[1]):
+        if len(sides) == 3 and shapes.is_unknown(sides[1]):
             closing = ")" if operators[1] == "<" else "]"
             return ("named", sides[1], [("tuple", brackets[0], [sides[0], sides[2]], closing, "order")])
-        if len(sides) == 2 and _is_unknown(sides[0]) and not _is_unknown(sides[1]):
+        if len(sides) == 2 and shapes.is_unknown(sides[0]) and not shapes.is_unknown(sides[1]):
             minus = ("multiply", [("number", -1, False), _INFINITY])
             return ("named", sides[0], [("tuple", "(", [minus, sides[1]], ")" if "<" in kinds else "]", "order")])
-        if len(sides) == 2 and _is_unknown(sides[1]):
+        if len(sides) == 2 and shapes.is_unknown(sides[1]):
             return ("named", sides[1], [("tuple", brackets[0], [sides[0], _INFINITY], ")", "order")])
         return ("sides", operators, sides)
     if operators == ["in"]:
-        is_named = _is_unknown(sides[0]) and (sides[1][0] in _STRUCTURES or shapes.is_known_set(sides[1]))
+        is_named = shapes.is_unknown(sides[0]) and (sides[1][0] in _STRUCTURES or shapes.is_known_set(sides[1]))
         return ("named", sides[0], [_form(sides[1])]) if is_named else ("sides", operators, sides)
     if operators == ["ne"]:
         return ("sides", operators, sides)
@@ -169,34 +180,6 @@ def _builder(head: Node, conditions: Node) -> Node:
         if len(named) == 1 and named[0][2][-1][0] not in _STRUCTURES:
             return ("builder", named[0][2][-1], others)
     return ("builder", head, parts)
-
-
-def _names(node: Node) -> frozenset[str]:
-    """The names of an unknown; the argument of a function is none."""
-    return frozenset({node[1]}) if node[0] == "apply" else symbols(node)
-
-
-def _is_unknown(node: Node) -> bool:
-    """Whether a node is a name: a variable, `f(x)`, `AB`, a word, or a tuple of variables."""
-    if node[0] == "symbol":
-        return node[1] not in _CONSTANTS
-    if node[0] in ("apply", "word"):
-        return True
-    if node[0] == "ratio":
-        return all(map(_is_unknown, node[1]))
-    if node[0] == "tuple":
-        return node[1::2] == ("(", ")") and all(part[0] == "symbol" for part in node[2])
-    if node[0] == "call" and node[1] == "abs":
-        node = node[2][0]
-    if node[0] == "multiply" and len(node[1]) == 2 and node[1][1][0] == "power":  # a ratio of two lines
-        return node[1][1][2][:2] == ("number", -1) and all(
-            part[0] == "multiply" and _is_unknown(part) for part in (node[1][0], node[1][1][1])
-        )
-    return (
-        node[0] == "multiply"
-        and len(node[1]) == 2
-        and all(part[0] == "symbol" and len(part[1]) == 1 and part[1].isupper() for part in node[1])
-    )
 
 
 # Comparisons
@@ -283,7 +266,8 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
             given = shapes.substituted(given, given[1], wanted[1])
         renamed = _renamed(wanted[1], given)
         if renamed is None:
-            return False
+            is_line = wanted[1] in _COORDINATES and given[1] in _COORDINATES
+            return is_line and _same_equation(wanted, given, quick)
         return _combined(_same(_form(wanted[2][-1]), _form(value), quick) for value in renamed)
     if "equation" in (wanted[0], given[0]):
         return _same_equation(wanted, given, quick)

@@ -24,6 +24,7 @@ _MATRICES = {"pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "Vmatrix", "s
 _LINES = {"aligned", "align", "gather", "gathered", "split", "equation", "cases", "dcases"}
 _VECTORS = ("\\vec ", "\\hat ", "bold ")
 _DEEPEST = 40
+_INVERSE = signed("-", ("number", Fraction(1), False))
 
 
 def parse(tokens: tuple[Token, ...]) -> Node:
@@ -120,6 +121,8 @@ class _Parser(Atoms):
                         factors[-1] = self.mixed(factors, token)
                         continue
                 factor = self.factor()
+                if self.last_kind == kinds[-1] == "number":
+                    raise UnreadableError("numbers side by side")  # TeX draws {5}{6} as 56
                 if self.last_kind == "fraction" and kinds[-1] == "number":
                     factors[-1] = _mixed_fraction(factors[-1], factor)
                     continue
@@ -129,6 +132,8 @@ class _Parser(Atoms):
                 break
         if sum(factor[0] == "symbol" and factor[1].startswith(_VECTORS) for factor in factors) > 1:
             raise UnreadableError("a product of vectors")  # a cross product depends on the order
+        if any(map(_is_matrix, factors)) and sum(map(_is_capital, factors)) > 1:
+            raise UnreadableError("a product of matrices")  # so does theirs
         return factors[0] if len(factors) == 1 else ("multiply", factors)
 
     def mixed(self, factors: list[Node], token: Token) -> Node:
@@ -152,8 +157,8 @@ class _Parser(Atoms):
             return token.text not in ("and", "or", "choose") and not (token.text == "U" and self.is_between_brackets())
         if token.kind == "command":
             return token.text in (
-                {"frac", "sqrt", "rootsign", "binom", "pi", "left", "lfloor", "lceil", "partial", "exp", "infty"}
-                | {"sum", "prod"} | FUNCTIONS | GREEK | ACCENTS | AGGREGATES
+                {"frac", "sqrt", "root", "rootsign", "binom", "pi", "left", "lfloor", "lceil", "partial", "exp"}
+                | {"infty", "sum", "prod"} | FUNCTIONS | GREEK | ACCENTS | AGGREGATES
             )  # fmt: skip
         return token.text in ("(", "[", "{") or (token.text == "|" and not self.bars and not self.in_set)
 
@@ -171,6 +176,8 @@ class _Parser(Atoms):
                 node, kind = ("power", node, self.exponent()), "power"
             elif text == "!":
                 self.position += 1
+                if self.peek() == "!":
+                    raise UnreadableError("a double factorial")
                 node, kind = ("factorial", node), "group"
             elif text == "degree" and self.peek(1) not in ("C", "F"):
                 self.position += 1
@@ -189,6 +196,8 @@ class _Parser(Atoms):
         token = self.token()
         if token is not None and token.kind == "letters" and len(token.text) > 1 and token.text not in WORDS:
             self.split_letter()
+        if self.peek() == "{" and self.peek(1) == "(" and self.peek(3) == ")" and self.peek(4) == "}":
+            raise UnreadableError("a derivative of a higher order")
         node = self.atom()
         while self.peek() in ("^", "**"):  # a tower, from the right
             self.position += 1
@@ -268,10 +277,21 @@ class _Parser(Atoms):
         else:
             node = ("call", name, [argument])
         if power is not None:
-            if power == signed("-", ("number", Fraction(1), False)):
+            if power == _INVERSE:
                 return ("call", "arc" + name, [argument])
             node = ("power", node, power)
         return node
+
+
+def _is_capital(factor: Node) -> bool:
+    """Whether a factor is a capital letter or its power, which may be a matrix."""
+    base = factor[1] if factor[0] == "power" else factor
+    return bool(base[0] == "symbol" and len(base[1]) == 1 and base[1].isupper())
+
+
+def _is_matrix(factor: Node) -> bool:
+    """Whether a factor is written as an inverse or transposed matrix: `A^{-1}`, `A^T`."""
+    return _is_capital(factor) and factor[0] == "power" and factor[2] in (_INVERSE, ("symbol", "T"))
 
 
 def _mixed_fraction(whole: Node, fraction: Node) -> Node:

@@ -15,9 +15,11 @@ _INTRODUCTION = re.compile(
     r"(?: (?:is|are|equals)(?: (?:given by|equal to))?)?|(?:we|i) (?:find|get|have|obtain|conclude)(?: that)?) ?:? ?"
 )
 _LABEL = re.compile(r"(?:[a-z]+ ){0,3}[a-z]{3,} : ")
-_NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
-_NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
-_CHINESE_NEGATIONS = set("不非否没未无")
+NEGATIONS = {"not", "no", "non", "wrong", "incorrect", "false", "except", "never", "neither", "unlike"}
+NEGATIONS |= {"case", "part", "if", "either", "first", "second"}  # it is one of several answers
+NEGATIONS |= {"least", "most", "about", "around", "roughly", "nearly", "almost", "approx", "approximately", "than"}
+NEGATIONS |= {"less", "more", "fewer", "greater", "over", "under", "above", "below", "up", "minus", "negative", "plus"}
+_CHINESE_NOT = set("不非否没未无可约至少多大小超近或若")  # also hedges
 _MOST_WORDS = 9
 _CHOICE = {"option", "choice", "answer"}
 _LETTERS = "ABCDEFGH"
@@ -26,6 +28,7 @@ _SHORT_WORDS = {
     *("no", "on", "ten", "two", "one", "six", "yes", "odd", "all", "any", "non", "am", "pm", "so", "is", "not", "won"),
     *("own", "now", "sum", "max", "min", "red", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "may", "cat", "dog"),
 }
+_VOWELS = set("aeiouy")
 _SAME = {
     "nosolution": r"\emptyset",
     "nosolutions": r"\emptyset",
@@ -48,7 +51,7 @@ def without_introduction(tokens: Tokens) -> Tokens:
     """The tokens behind `The answer is`, `we find that` or a label with a colon; the same tokens without any."""
     if len(tokens) > 1 and tokens[0].text == "therefore" and tokens[0].kind == "command":
         tokens = tokens[1:]
-    if len(tokens) > 1 and tokens[0].text.endswith(("为", "是")) and not _CHINESE_NEGATIONS & set(tokens[0].text):
+    if len(tokens) > 1 and tokens[0].text.endswith(("为", "是")) and not _CHINESE_NOT & set(tokens[0].text):
         return tokens[1:]
     texts: list[str] = []
     for token in tokens[:_MOST_WORDS]:
@@ -58,7 +61,7 @@ def without_introduction(tokens: Tokens) -> Tokens:
     for count in range(len(texts), 0, -1):
         text = " ".join(texts[:count]).replace(" ,", ",")
         is_introduction = _INTRODUCTION.fullmatch(text) or _LABEL.fullmatch(text + " ")
-        if is_introduction and not _NEGATIONS & set(texts[:count]) and count < len(tokens):
+        if is_introduction and not NEGATIONS & set(texts[:count]) and count < len(tokens):
             start = count + (count + 1 < len(tokens) and tokens[count].text == "=")
             return tokens[start:]
     return tokens
@@ -94,6 +97,8 @@ def choice(tokens: Tokens) -> str | None:
 def labelled_choice(tokens: Tokens) -> str | None:
     r"""The letter in front of a choice, as in `\textbf{(C)}\ 5`; None where a second letter may follow."""
     texts = [token.text for token in tokens[:3]]
+    if texts[1:2] == [")"]:  # `A) 5`
+        texts, tokens = ["(", *texts[:2]], (tokens[0], *tokens)
     if texts[::2] != ["(", ")"] or texts[1] not in _LETTERS or not tokens[1].upright or len(tokens) < 4:
         return None
     rest = tokens[3:]
@@ -102,7 +107,13 @@ def labelled_choice(tokens: Tokens) -> str | None:
 
 
 def with_notation(tokens: Tokens) -> Tokens:
-    r"""The tokens of `3 \text{ to } 8` as a ratio, and of `]2, 5[` as an interval with parentheses."""
+    r"""The tokens of `3 \text{ to } 8` as a ratio, of `]2, 5[` with `(`, of `101 \text{ base } 2` as `101_2`."""
+    words = tokens[1:]
+    if words and words[0].text == "(" and words[-1].text == ")":
+        words = words[1:-1]
+    texts = [token.text for token in words]
+    if tokens[0].kind == "number" and len(texts) in (2, 3) and texts[:-1] in (["base"], ["in", "base"]):
+        return (tokens[0], symbol("_"), words[-1])
     if len(tokens) == 3 and tokens[1].text == "to" and tokens[1].kind == "letters":
         return (tokens[0], symbol(":"), tokens[2])
     texts = [token.text for token in tokens]
@@ -131,11 +142,16 @@ def split_domain(tokens: Tokens) -> tuple[Tokens, Token, str] | None:
 
 
 def is_product(tokens: Tokens) -> bool:
-    """Whether a reference of two or three letters is a product of unknowns, such as `ab`, and not a word."""
-    text = "".join(token.text for token in tokens if token.kind == "letters")
-    if any(token.upright for token in tokens) or len(text) not in (2, 3):
+    """Whether letters outside of `\\text` are products of unknowns, such as `ab - cd` or `GMmh`, and not words."""
+    words = [token.text for token in tokens if token.kind == "letters"]
+    if any(token.upright for token in tokens) or "".join(words).isupper():
         return False
-    return not text.isupper() and text.isascii() and text.lower() not in _SHORT_WORDS
+    return all(
+        word.isascii()
+        and word.lower() not in _SHORT_WORDS
+        and (len(word) < 4 or not _VOWELS & set(word.lower()) or all(a < b for a, b in pairwise(word.lower())))
+        for word in words
+    )
 
 
 def split_modulus(tokens: Tokens) -> tuple[Tokens, str] | None:

@@ -12,8 +12,10 @@ import mpmath  # type: ignore[import-untyped]
 
 
 _POINTS = 5  # where every unknown is positive
+_SIZES = 10  # more of them, of several sizes: the root of `(t - 9)^2` is `9 - t` for a small `t`
 _INTEGERS = 41  # a prime
 _KINKS = {"abs", "max", "min", "lfloor", "lceil"}
+_BRANCHED = {"root", "arcsin", "arccos", "arctan"}
 _ROUNDINGS = {"lfloor", "lceil"}
 _SIGNED = {"x", "y", "z"}  # other letters are often lengths and masses, so that a root of `m^2` is `m`
 _INDICES = {"n", "m", "k", "N", "M", "K"}
@@ -50,7 +52,7 @@ def sample(name: str, index: int, is_signed: bool, is_whole: bool) -> Fraction:
         return Fraction(1 + index * (1 + seed % (_INTEGERS - 1)) % _INTEGERS)  # each of them once
     value = Fraction(seed, 2**30) + Fraction(other, 2**62) + Fraction(1, 7)
     if not is_signed:
-        return value
+        return value * Fraction(10) ** (other % 4 - 1 if index >= _POINTS else 0)
     is_negative = index == 0 or (zlib.crc32(f"{name} sign".encode("utf-8", "surrogatepass")) + index * (other % 3)) % 2
     return (-1 if is_negative else 1) * value * Fraction(10) ** (index % 4 - 1)
 
@@ -75,7 +77,7 @@ def points(first: Any, second: Any, names: frozenset[str]) -> list[Point]:
     integers = [Point(number, whole=True) for number in range(_INTEGERS)] if calls([first, second], _ROUNDINGS) else []
     if integers and names <= _INDICES:
         return integers
-    points = [Point(number) for number in range(_POINTS)]
+    points = [Point(number) for number in range(_POINTS + (_SIZES if calls([first, second], _BRANCHED) else 0))]
     if has_kinks or names & _SIGNED:
         points += [Point(number, signed=names if has_kinks else _SIGNED) for number in range(24 if has_kinks else 4)]
     return points + integers

@@ -6,7 +6,7 @@ from typing import Any
 
 from entropy_trl.rewards.atoms import MINUS_ONE, Node
 from entropy_trl.rewards.tokens import UnreadableError
-from entropy_trl.rewards.values import contains, number, symbols
+from entropy_trl.rewards.values import CONSTANTS, contains, number, symbols
 
 
 INFINITY: Node = ("infinity",)
@@ -170,6 +170,36 @@ def infinity(node: Node) -> int:
     if node[0] == "multiply" and len(node[1]) == 2 and node[1][0][0] == "number" and node[1][0][1] == -1:
         return -1 if node[1][1] == INFINITY else 0
     return 0
+
+
+def names(node: Node) -> frozenset[str]:
+    """The names of an unknown; the argument of a function is none."""
+    return frozenset({node[1]}) if node[0] == "apply" else symbols(node)
+
+
+def is_unknown(node: Node) -> bool:
+    """Whether a node is a name: a variable, `f(x)`, `AB`, a word, or a tuple of variables."""
+    if node[0] == "symbol":
+        return node[1] not in CONSTANTS
+    if node[0] in ("apply", "word"):
+        return True
+    if node[0] in ("cap", "cup"):
+        return all(part[0] == "symbol" for part in node[1:])
+    if node[0] == "ratio":
+        return all(map(is_unknown, node[1]))
+    if node[0] == "tuple":
+        return node[1::2] == ("(", ")") and all(part[0] == "symbol" for part in node[2])
+    if node[0] == "call" and node[1] == "abs":
+        node = node[2][0]
+    if node[0] == "multiply" and len(node[1]) == 2 and node[1][1][0] == "power":  # a ratio of two lines
+        return node[1][1][2][:2] == ("number", -1) and all(
+            part[0] == "multiply" and is_unknown(part) for part in (node[1][0], node[1][1][1])
+        )
+    return (
+        node[0] == "multiply"
+        and len(node[1]) == 2
+        and all(part[0] == "symbol" and len(part[1]) == 1 and part[1].isupper() for part in node[1])
+    )
 
 
 def is_order(node: Node) -> bool:

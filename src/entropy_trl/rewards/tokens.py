@@ -51,6 +51,9 @@ _FROM_SCRIPT = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, _PLAIN * 2)
 _NOT_EQUAL = re.compile(r"\\not\s*=")
 _VECTOR = re.compile(r"\\(?:vec|overrightarrow|hat)(?![a-zA-Z])|\\(?:mathbf|boldsymbol|bm)\s*\{?[a-zA-Z]")
 _CROSS = re.compile(r"(?<![\d\s])\s*\\times(?![a-zA-Z])|(?<=[^\d\s]\s)\\times(?![a-zA-Z])")
+_COMPATIBLE = re.compile("[^\\x00-\\x7f]")
+_BOLD_CAPITAL = r"\\(?:mathbf|boldsymbol|bm)\s*\{[A-Z]\}"
+_MATRICES = re.compile(rf"{_BOLD_CAPITAL}(?:\^(?:\{{[^{{}}]*\}}|\w))?(?=(?:\s|\\[,;:! ]|\\cdot\s)*{_BOLD_CAPITAL})")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
@@ -69,6 +72,7 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\uff0d", "-")
     | dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u00ad", " ")
     | {"。": ".", "、": ",", "；": ";", "和": r" \text{and} ", "或": r" \text{or} ", "′": "'", "’": "'"}
+    | {"㎡": r"\text{m}^2", "㎥": r"\text{m}^3", "\u2044": "/", "\u2215": "/", "\u02da": r"\degree "}
 )
 _SIMPLER = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le",
@@ -80,7 +84,7 @@ _SIMPLER = {
     "degrees": "degree", "backslash": "setminus", "|": "\\|", "lfloor": "lfloor", "Vert": "\\|", "prime": "'",
     "arcsin": "arcsin", "varepsilon": "epsilon", "thickapprox": "approx", "simeq": "approx", "owns": "ni",
     "textdegree": "degree", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec", "overline": "bar",
-    "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
+    "bigcup": "cup", "bigcap": "cap", "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
 }  # fmt: skip
 _SPACES = {
     *(",", ";", ":", "!", " ", ">", "(", ")", "[", "]", "/", "quad", "qquad", "thinspace", "enspace", "displaystyle"),
@@ -90,6 +94,7 @@ _SPACES = {
 }
 _TEXT = {"text", "textrm", "textnormal", "textit", "textbf", "textsf", "mbox", "hbox", "operatorname", "mathrm"}
 _STYLES = _TEXT | {"mathbf", "mathit", "mathsf", "mathnormal", "boldsymbol", "bm", "pmb", "underline", "boxed", "fbox"}
+_STYLES |= {"ensuremath"}
 _BOLD = {"mathbf", "boldsymbol", "bm", "pmb", "textbf"}
 _FONTS = {"mathbb", "mathcal", "mathfrak", "mathscr", "Bbb"}
 _COMPARISONS = {"<=": "le", ">=": "ge", "!=": "ne"}
@@ -99,13 +104,17 @@ _PART = re.compile(
     rf"(?P<space>\s+|~)|(?P<command>\\q?quad|\\\\(?={_DOUBLED})[a-zA-Z]+|\\(?:[a-zA-Z]+\*?|.|$))"
     r"|(?P<repeating>\d*\.\d*(?:\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\(\d+\)"
     r"|\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
+    r"|(?P<going>\d*\.(?P<fixed>\d*?)(?P<cycle>\d{1,6}?)(?P=cycle)+(?:\\,|\s)*(?:\\[lc]?dots(?![a-zA-Z])|\.\.\.))"
     r"|(?P<grouped>[1-9]\d{0,2}(?:(?:(?:\{,\}|\\,|\\!?\s|~|[ ]|\\;|,\\!\s?)\d{3})+|(?:,\d{3})+)(?!\d)(?:\.\d+)?)"
     r"|(?P<scientific>(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}(?![\d.a-zA-Z]))"
     r"|(?P<number>\d+(?:\.\d+|\.(?=\s?[/*+^-]\s?\d))?|\.\d+)|(?P<letters>[a-zA-Z]+|[\u4e00-\u9fff]+)|(?P<symbol>\*\*|[<>!]=|.)",
     re.DOTALL | re.ASCII,
 )
+_NUMBER = re.compile(r"\d*\.\d+", re.ASCII)
 _GROUP = re.compile(r"\s*\{([^{}]*)\}")
 _OPEN = re.compile(r"\s*\{")
+_GAP = re.compile(r"\s*\[-?\d*\.?\d+\s*(?:pt|ex|em|mm|cm)\]")  # more space below a row of a matrix
+_SKIPPED = {"phantom", "hphantom", "vphantom", "hspace", "vspace", "mspace"}
 _ENDS = {symbol(text) for text in ".,;:*"} | {symbol("**"), symbol("\\\\")}
 
 
@@ -119,9 +128,11 @@ def tokenize(text: str) -> tuple[Token, ...]:
     text = _RAISED.sub(lambda match: "^{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     text = _LOWERED.sub(lambda match: "_{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     if _VECTOR.search(text):
-        text = _CROSS.sub(r"\\crossproduct ", text)
+        text = _MATRICES.sub(r"\g<0>\\matrixproduct ", _CROSS.sub(r"\\crossproduct ", text))
     text = _VULGAR.sub(lambda match: _vulgar(match[0]), text)
-    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
+    text = text.translate(_CHARACTERS)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _COMPATIBLE.sub(_in_latex, text)).translate(_CHARACTERS)
     tokens = _degrees(_scan(_NOT_EQUAL.sub(r"\\ne ", text)))
     start, end = 0, len(tokens)
     if tokens[-2:] == [symbol("."), symbol(".")]:
@@ -133,6 +144,13 @@ def tokenize(text: str) -> tuple[Token, ...]:
     while start < end and tokens[start].text in ("*", "**"):
         start += 1
     return tuple(tokens[start:end])
+
+
+def _in_latex(match: re.Match[str]) -> str:
+    """A raised, lowered or circled character, such as the exponent of `2ˣ`, which Unicode would make `2x`."""
+    kind, _, _ = unicodedata.decomposition(match[0]).partition(" ")
+    plain = unicodedata.normalize("NFKC", match[0])
+    return {"<super>": f"^{{{plain}}}", "<sub>": f"_{{{plain}}}", "<circle>": f" {plain} "}.get(kind, match[0])
 
 
 def _vulgar(character: str) -> str:
@@ -152,6 +170,10 @@ def _scan(text: str) -> list[Token]:
             match = re.compile(r"\d+").match(text, position)  # in a list (1,000) has two elements
             assert match is not None
             kind, part = "number", match[0]
+        if kind == "going" and not _shows_its_cycle(match):
+            match = _NUMBER.match(text, position)
+            assert match is not None
+            kind, part = "number", match[0]
         position = match.end()
         if kind == "space" or part == "$":
             spaced = "\n" not in part  # a number of two lines is none
@@ -167,6 +189,12 @@ def _scan(text: str) -> list[Token]:
                 if name in ("left", "right", "middle") and text[position : position + 1] == ".":
                     position += 1
                 continue
+            if name in _SKIPPED:
+                position = _skip_group(text, position, name)
+                spaced = True
+                continue
+            if name == "\\" and (gap := _GAP.match(text, position)):
+                position = gap.end()
             if name in ("textcolor", "color", "colorbox"):
                 position = _skip_group(text, position, name)
                 opening = _OPEN.match(text, position)
@@ -213,6 +241,8 @@ def _scan(text: str) -> list[Token]:
             if not is_token:
                 spaced = True
                 continue
+        elif kind == "going":
+            kind, part = "repeating", f"{part.partition('.')[0]}.{match['fixed']}({match['cycle']})"
         elif kind == "grouped":
             kind, part = "number", re.sub(r"[^\d.]", "", part)
         elif part in _COMPARISONS:
@@ -228,6 +258,12 @@ def _scan(text: str) -> list[Token]:
     if closers:
         raise UnreadableError("a brace that is not closed")
     return tokens
+
+
+def _shows_its_cycle(match: re.Match[str]) -> bool:
+    """Whether `0.58333...` and the like tell how they go on: the 3 is there three times, or there is nothing else."""
+    shown = len(match[0].partition(".")[2].rstrip(". ")) - len(match["fixed"])
+    return bool(match["cycle"].strip("0")) and (shown >= 3 or not match["fixed"])
 
 
 def _skip_group(text: str, position: int, name: str) -> int:

@@ -1,6 +1,9 @@
 """The units and nouns that may follow a number, by a list: a word that is not here changes the number, or hedges."""
 
 # ruff: noqa: E501  # a word list
+from fractions import Fraction
+from itertools import pairwise
+
 from entropy_trl.rewards.tokens import Token, symbol
 
 
@@ -59,6 +62,7 @@ MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillio
 PERCENT = {"percent", "percentage", "pct"}
 _SQUARE = {"square": 2, "sq": 2, "cubic": 3}
 _GLUED = {"cm", "km", "mm", "kg", "ft"}
+_PLAIN_IN_REFERENCES = _GLUED | {"in", "hr", "yd", "lb", "oz", "mi", "mL", "Hz"}  # `\\frac12 mg` is half of `mg`
 _ANGLES = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _MOST = 40
 _COMPOSITE = {
@@ -86,11 +90,31 @@ def split_unit(
             is_glued = first.kind == "letters" and not first.upright and not first.spaced and len(first.text) < 3
             if is_glued and first.text.isascii() and (is_reference or first.text not in _GLUED):
                 continue
+            is_short = first.kind == "letters" and not first.upright and len(first.text) == 2 and first.text.isascii()
+            if is_reference and is_short and first.text not in _PLAIN_IN_REFERENCES:
+                continue
             if unit is not None and ("deg", 1) in unit and any(token.text in _ANGLES for token in tokens[:start]):
                 return None  # `\\cos 40^\\circ` is no number of degrees
             if unit is not None and _ends_a_number(tokens[start - 1]):
                 return tokens[:start], unit
     return None
+
+
+def compound(tokens: tuple[Token, ...]) -> dict[Unit, Fraction] | None:
+    """The parts of `5 ft 3 in`, by their units, or None where the tokens are no such quantity."""
+    parts: dict[Unit, Fraction] = {}
+    numbers = [position for position, token in enumerate(tokens) if token.kind == "number"]
+    if len(numbers) < 2 or numbers[0] != 0:
+        return None
+    for start, end in pairwise([*numbers, len(tokens)]):
+        words = tokens[start + 1 : end]
+        if end < len(tokens) and words and words[-1].text in ("and", ","):
+            words = words[:-1]
+        unit = parse_unit(words, may_be_lone=True)
+        if unit is None or unit in parts:
+            return None
+        parts[unit] = Fraction(tokens[start].text)
+    return parts
 
 
 def _leading_currency(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
@@ -99,6 +123,8 @@ def _leading_currency(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
         tokens = tokens[1:]
     if len(tokens) > 1 and tokens[0].text == "USD":
         tokens = (Token("symbol", "\\$"), *tokens[1:])
+    if len(tokens) > 3 and tokens[1].text == "=":
+        return (*tokens[:2], *_leading_currency(tokens[2:]))
     start = int(bool(tokens) and tokens[0].text in ("-", "+"))
     if len(tokens) > start + 1 and tokens[start].text in ("\\$", "€", "£", "¥", "₹"):
         last = [Token("letters", "dollar", True)] if tokens[-1].text in ("dollars", "dollar", "cents") else []
@@ -164,6 +190,7 @@ def _parse(tokens: tuple[Token, ...], powers: dict[str, int], sign: int) -> bool
             name = _name_of(token)
             if token.text in _SQUARE and token.kind == "letters":
                 pending = _SQUARE[token.text]
+                position += tokens[position : position + 1] == (symbol("."),) and token.text == "sq"
                 continue
             if token.text in ("degree", "degrees") and position < len(tokens) and tokens[position].text in (
                 "C", "F", "Celsius", "Fahrenheit", "celsius",

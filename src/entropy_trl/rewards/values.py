@@ -18,8 +18,8 @@ from entropy_trl.rewards.tokens import UnreadableError
 
 
 _MOST_DIGITS = 3000  # in the largest number or the smallest
-_CONSTANTS = {"pi", "e", "i"}
-_TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
+CONSTANTS = {"pi", "e", "i"}
+_TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc", "cis"}
 _MOST_SIGNS = 4
 _IN_PROCESS_BITS = 4000
 _MOST_BITS = 40_000  # of an exact number: an answer such as 9^{9^{9^9}} has more than any machine holds
@@ -28,7 +28,7 @@ _MOST_BITS = 40_000  # of an exact number: an answer such as 9^{9^{9^9}} has mor
 def symbols(node: Any) -> frozenset[str]:
     """The names of the unknowns in a tree, but not the constants."""
     if isinstance(node, tuple) and node and node[0] in ("symbol", "apply"):
-        own = frozenset({node[1]} - _CONSTANTS)
+        own = frozenset({node[1]} - CONSTANTS)
         return own | symbols(node[2]) if node[0] == "apply" else own
     if isinstance(node, tuple | list):
         return frozenset().union(*map(symbols, node))
@@ -38,7 +38,7 @@ def symbols(node: Any) -> frozenset[str]:
 def constants(node: Any) -> frozenset[str]:
     """The names of the constants in a tree, as `pi`."""
     if isinstance(node, tuple) and node and node[0] == "symbol":
-        return frozenset({node[1]} & _CONSTANTS)
+        return frozenset({node[1]} & CONSTANTS)
     return frozenset().union(*map(constants, node)) if isinstance(node, tuple | list) else frozenset()
 
 
@@ -133,7 +133,12 @@ def equal_values(reference: Node, answer: Node, quick: bool = False) -> bool | N
 
 
 def combinations(node: Any) -> Any:
-    r"""A tree in which `C_n^k` is the number of combinations, as Chinese textbooks write it."""
+    r"""A tree in which `C(n, k)`, and `C_n^k` as Chinese textbooks write it, are numbers of combinations."""
+    if isinstance(node, tuple) and node[:1] == ("multiply",) and ("symbol", "C") in node[1][:-1]:
+        start = node[1].index(("symbol", "C"))
+        pair = node[1][start + 1]
+        if pair[0] == "tuple" and pair[1::2] == ("(", ")") and len(pair[2]) == 2:
+            return combinations(("multiply", [*node[1][:start], ("call", "binom", pair[2]), *node[1][start + 2 :]]))
     if isinstance(node, tuple) and node[:1] == ("power",) and node[1][0] == "symbol" and node[1][1].startswith("C_"):
         size = node[1][1].removeprefix("C_")
         if size.isdecimal():
@@ -264,7 +269,7 @@ class _Evaluator:
         spend(300 + self.digits**3 / 1500 if slow else 60 + self.digits**2 / 700)
 
     def symbol(self, name: str) -> Any:
-        if name in _CONSTANTS:
+        if name in CONSTANTS:
             return {"pi": +self.context.pi, "e": +self.context.e, "i": self.context.mpc(0, 1)}[name]
         value = sample(name, self.point.index, name in self.point.signed, self.point.whole)
         return self.context.mpf(value.numerator) / value.denominator
@@ -332,7 +337,7 @@ class _Evaluator:
 
 
 _FUNCTIONS = {name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
-_FUNCTIONS |= {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
+_FUNCTIONS |= {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "cis": "expj"}
 """The names of mpmath by those of the grammar."""
 
 
