@@ -32,7 +32,8 @@ class CovGRPOConfig(GRPOConfig):
             line and in YAML) leaves TRL's GRPO bit for bit as it is.
         entropy_control_kwargs (`dict` or `str`, *optional*):
             Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`; of a chain, such a mapping
-            for each control's name. What is not given has the published value.
+            for each control's name. What is not given has the published value. Any number may follow a
+            [`Schedule`] over the training, for example `{"coef": {"start": 1.0, "end": 0.1, "over": 0.5}}`.
         entropy_control_pool (`str`, *optional*, defaults to `"step"`):
             The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
             does not depend on how the step is cut into micro-batches and processes. `"micro_batch"`: the tokens of one

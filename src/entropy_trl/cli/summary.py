@@ -134,9 +134,24 @@ def _control(trainer: "CovGRPOTrainer") -> str:
         return f"none: plain GRPO, {clip}"
     parts = []
     for name, values in _parts(trainer).items():
-        shown = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+        shown = (f"{key} {_setting(value)}" for key, value in values.items())
         parts.append(f"{name} ({', '.join(shown)})")
     return f"{' + '.join(parts)}; {clip}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict) and "start" in value:
+        return f"from {value['start']:g} to {value['end']:g} over {value['over']:.0%} of the training"
+    return str(value)
+
+
+def _largest(value: Any) -> float | None:
+    """The number, or the larger end of its schedule; None for anything else."""
+    if isinstance(value, dict) and "start" in value:
+        return max(float(value["start"]), float(value["end"]))
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _bound(value: float) -> str:
@@ -165,8 +180,8 @@ def _restrains(trainer: "CovGRPOTrainer") -> str:
     tokens, name = _pool(trainer)
     said = []
     for part, values in _parts(trainer).items():
-        fraction = values.get("fraction")
-        if isinstance(fraction, (int, float)):
+        fraction = _largest(values.get("fraction"))
+        if fraction is not None:
             most = f", at most {math.floor(fraction * tokens):,} of {tokens:,}" if tokens else ""
             said.append(f"{part}: up to {100 * fraction:g}% of the tokens of {name}{most}")
         else:
@@ -250,8 +265,8 @@ def _unusual(trainer: "CovGRPOTrainer", args: "CovGRPOConfig") -> Iterator[str]:
     """What most runs do not do, and who did it by mistake would want to know."""
     tokens, name = _pool(trainer)
     for part, values in _parts(trainer).items():
-        fraction = values.get("fraction")
-        if isinstance(fraction, (int, float)) and tokens and fraction * tokens < 1:
+        fraction = _largest(values.get("fraction"))
+        if fraction is not None and tokens and fraction * tokens < 1:
             yield f"{part} restrains less than one token of {name} (raise fraction)"
     if args.temperature != 1:
         yield f"temperature {args.temperature:g} (1 samples from the policy that is trained)"

@@ -7,6 +7,7 @@ from entropy_trl.controls.clip_cov import ClipCov
 from entropy_trl.controls.entropic import EntroPIC
 from entropy_trl.controls.flexible_clip import FlexibleClip
 from entropy_trl.controls.kl_cov import KLCov
+from entropy_trl.controls.schedule import Schedule, Scheduled
 from entropy_trl.controls.steer import Steer
 from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
 
@@ -34,6 +35,8 @@ __all__ = [
     "EntropyControl",
     "FlexibleClip",
     "KLCov",
+    "Schedule",
+    "Scheduled",
     "Steer",
     "TargetedClipHigher",
     "build_control",
