@@ -9,6 +9,7 @@ from entropy_trl.controls.flexible_clip import FlexibleClip
 from entropy_trl.controls.kl_cov import KLCov
 from entropy_trl.controls.schedule import Schedule, Scheduled
 from entropy_trl.controls.steer import Steer
+from entropy_trl.controls.target import EntropyTarget
 from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
 
 
@@ -33,6 +34,7 @@ __all__ = [
     "ClipCov",
     "EntroPIC",
     "EntropyControl",
+    "EntropyTarget",
     "FlexibleClip",
     "KLCov",
     "Schedule",

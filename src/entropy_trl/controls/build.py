@@ -80,14 +80,14 @@ def _build_one(name: str, kwargs: Mapping[str, Any]) -> EntropyControl:
         if key not in fields:
             raise ValueError(f"Unknown `entropy_control_kwargs` key {key!r} for {name!r}{nearest(key, fields)}.")
         if isinstance(value, Mapping) and value.keys() & _SCHEDULE:
-            if not _is_number(fields[key].type):
+            if float not in _types(fields[key].type):
                 raise ValueError(
                     f"`entropy_control_kwargs` key {key!r} of {name!r} got the schedule {dict(value)!r}: only numbers "
                     "follow a schedule. Give one value."
                 )
             schedules[key] = schedule_of(key, value)
             values[key] = schedules[key].start
-        elif fields[key].type in (float, "float"):
+        elif _types(fields[key].type) == {float} or (isinstance(value, str) and float in _types(fields[key].type)):
             values[key] = read_number(key, value)
     for key, f in fields.items():
         if f.init and f.default is f.default_factory is dataclasses.MISSING and key not in values:
@@ -96,10 +96,13 @@ def _build_one(name: str, kwargs: Mapping[str, Any]) -> EntropyControl:
     return Scheduled(control, schedules) if schedules else control
 
 
-def _is_number(annotation: Any) -> bool:
-    """Whether a field may hold a float: `float`, or a union with it, as a type or as text."""
-    parts = annotation.split("|") if isinstance(annotation, str) else (get_args(annotation) or (annotation,))
-    return any(part is float or (isinstance(part, str) and part.strip() == "float") for part in parts)
+def _types(annotation: Any) -> set[Any]:
+    """The types of a field that may hold a float, `float` alone or in a union; empty where text is one of them."""
+    if isinstance(annotation, str):
+        parts: set[Any] = {float if part.strip() == "float" else part.strip() for part in annotation.split("|")}
+    else:
+        parts = set(get_args(annotation) or (annotation,))
+    return parts if float in parts and not parts & {str, "str"} else set()
 
 
 def _import_control(path: str) -> Any:
