@@ -45,9 +45,10 @@ class KLCov(EntropyControl):
             of them: the null hypothesis that the covariance does not matter.
         entropy_target (`float` or `Mapping`, *optional*): The entropy to hold, in nats a token, or `{"share": 0.5}` of
             the entropy at the start. The fraction then moves, through 0, from `-max_fraction` to `max_fraction`; where
-            it is negative, the tokens with the lowest covariance are dropped, as Clip-Cov drops tokens: a penalty on
-            them slows all change of the policy, and so keeps the entropy up. `fraction` is the controller's unit, and
-            `coef` stays as it is. See [`EntropyTarget`].
+            it is negative, the tokens are those with the lowest covariance. With a target the marked tokens lose their
+            policy gradient, as in Clip-Cov; those with the highest covariance have the penalty alone. (Ours: the
+            penalty beside the policy gradient slows a fall of the entropy and cannot raise it, and on the lowest
+            covariances it slows a fall too.) `fraction` is the controller's unit. See [`EntropyTarget`].
         entropy_controller (`Mapping[str, float]`, *optional*): Gains and bounds of the [`EntropyTarget`].
 
     Raises:
@@ -112,8 +113,11 @@ class KLCov(EntropyControl):
         return Selection(selected, covariance)
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
-        if self.target is not None and batch.state["actuator"] < 0:
-            return TokenEdit(advantages=batch.advantages.masked_fill(selected, 0.0))
+        dropped = None
+        if self.target is not None:
+            dropped = batch.advantages.masked_fill(selected, 0.0)
+            if batch.state["actuator"] < 0:
+                return TokenEdit(advantages=dropped)
         distance = batch.log_ratio.abs()
         noise = batch.rounding * batch.logps.detach().abs().clamp(min=1.0)
         at_rounding = (distance.detach() <= noise) & selected
@@ -121,4 +125,4 @@ class KLCov(EntropyControl):
             "selected_abs_log_ratio": (distance.detach().where(selected, 0.0).sum(dtype=torch.float64), selected.sum()),
             "selected_at_rounding": (at_rounding.sum(), selected.sum()),
         }
-        return TokenEdit(penalty=(self.coef * distance).where(selected, 0.0), metrics=metrics)
+        return TokenEdit(dropped, (self.coef * distance).where(selected, 0.0), metrics)

@@ -35,9 +35,8 @@ class EntropyTarget:
     linearly, through 0, and large ones multiplicatively, since the fraction that a run needs differs by decades.
     Against windup, `I` stays where it is while `u` is at a bound and the error pushes it further.
 
-    A positive fraction restrains the tokens with the highest covariance, which lower the entropy; a negative one those
-    with the lowest, which raise it (KL-Cov drops these, like Clip-Cov). So the entropy follows the target from both
-    sides. The rule is ours.
+    A positive fraction drops the tokens with the highest covariance, which lower the entropy; a negative one those with
+    the lowest, which raise it. So the entropy follows the target from both sides. The rule is ours.
 
     Args:
         target (`float`): `H*` in nats; or, with `of_start`, as a share of the entropy of the first step. Positive.
