@@ -145,6 +145,8 @@ def _settings(args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerSta
         parts: dict[str, Any] = dict(control.controls) if isinstance(control, Chain) else {"the control": control}
         for name, part in parts.items():
             for key, value in describe_control(part)[1].items():
+                if value is None:  # an option that is off
+                    continue
                 yield f"`{key}` of {name}", _value(value)
         pool = {"step": "all tokens of an optimizer step", "micro_batch": "the tokens of a micro-batch"}
         yield "Pool that the control selects in", pool[args.entropy_control_pool]
