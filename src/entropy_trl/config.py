@@ -32,7 +32,10 @@ class CovGRPOConfig(GRPOConfig):
             line and in YAML) leaves TRL's GRPO bit for bit as it is.
         entropy_control_kwargs (`dict` or `str`, *optional*):
             Hyper-parameters of the control, for example `{"fraction": 2e-3, "coef": 1.0}`; of a chain, such a mapping
-            for each control's name. What is not given has the published value.
+            for each control's name. What is not given has the published value. Any number may follow a
+            [`Schedule`] over the training, for example `{"coef": {"start": 1.0, "end": 0.1, "over": 0.5}}`. With
+            `{"entropy_target": 0.3}` (nats, or `{"share": 0.5}` of the entropy at the start), Clip-Cov and KL-Cov move
+            their fraction so that the entropy follows the target ([`EntropyTarget`]).
         entropy_control_pool (`str`, *optional*, defaults to `"step"`):
             The tokens among which a control selects. `"step"`: all tokens of an optimizer step, so that the selection
             does not depend on how the step is cut into micro-batches and processes. `"micro_batch"`: the tokens of one
@@ -300,7 +303,8 @@ class CovGRPOConfig(GRPOConfig):
             raise ValueError(
                 f"`entropy_control={self.entropy_control!r}` takes single tokens out of the gradient, which "
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
-                'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
+                'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov` without '
+                "a target."
             )
         check_fused_loss(self.use_liger_kernel)
         if CLIP_RANGE not in control.claims:

@@ -76,8 +76,25 @@ def test_summary_before_training(make_trainer):
             "kl_cov (fraction 0.25, ",
             "kl_cov: up to 25% of the tokens of a step, at most 12 of 48; targeted_clip_higher: all tokens",
         ),
+        (
+            {
+                "entropy_control": "kl_cov",
+                "entropy_control_kwargs": {
+                    "coef": {"start": 1, "end": 0.1, "over": 0.5},
+                    "fraction": {"start": 0.1, "end": 0.25},
+                },
+            },
+            "kl_cov (fraction from 0.1 to 0.25 over 100% of the training, coef from 1 to 0.1 over 50% of ",
+            "kl_cov: up to 25% of the tokens of a step, at most 12 of 48",
+        ),
+        (
+            {"entropy_control": "clip_cov", "entropy_control_kwargs": {"entropy_target": {"share": 0.5}}},
+            "clip_cov (fraction 0.0002, cov_low 1, cov_high 5, selection covariance, entropy_target 0.5 of the entropy",
+            "clip_cov moves its fraction between -0.3 and 0.3 once a step, so that the entropy follows its target, 0.5 "
+            "of the entropy at the start",
+        ),
     ],
-    ids=["off", "micro_batch", "chain"],
+    ids=["off", "micro_batch", "chain", "schedule", "target"],
 )
 def test_summary_of_the_control(make_trainer, options, control, restrains):
     said = summary(make_trainer(**options))
@@ -100,6 +117,14 @@ def test_summary_after_training(make_trainer):
     assert reward == "Reward: 0.100 at the start, 0.600 at the end, 0.600 at most."
     assert entropy.startswith("Entropy: 1.000 nats a token at the first log, 0.400 at the last. Entropy is collapsing.")
     assert "`cov_low`" in entropy  # advice for the control that ran
+    for entry in trainer.state.log_history[:6]:
+        entry |= {"entropy_control/target": 0.5, "entropy_control/saturated": float(entry["step"] == 6)}
+    assert end_summary(trainer)[3] == (
+        "Entropy target: 0.500 nats a token; over the second half the entropy was 13% off on average, and the control "
+        "at its bound in 33% of the steps."
+    )
+    for entry in trainer.state.log_history:
+        entry.pop("entropy_control/target", None)
     assert next_command("my runs/a") == "entropy-trl report 'my runs/a'"
     for entry in trainer.state.log_history:
         entry.pop("entropy", None)

@@ -1,10 +1,14 @@
 """The benchmarks run from end to end at a tiny size and report figures that can be."""
 
+import importlib
 import json
 from functools import partial
 
 import pytest
-from benchmark_runs import run_benchmark
+from benchmark_runs import BENCHMARKS, run_benchmark
+
+from entropy_trl import CovGRPOConfig
+from entropy_trl.quickstart.recipe import RECIPES, training_arguments
 
 
 @pytest.fixture
@@ -110,3 +114,39 @@ def test_rewards(run, tmp_path, capsys):
     assert mistakes == expected
     assert all(value > 0 for speedup in report["speedup"].values() for value in speedup.values())
     assert "times TRL's speed" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_entropy_target(monkeypatch, tmp_path, capsys):
+    """Two runs, one of which was cut short while it was written, and a table; nothing is run twice."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("entropy_target")
+    results, page = tmp_path / "results.jsonl", tmp_path / "tables.md"
+    argv = ["--results", str(results), "--table", str(page), "--warm_start_dir", str(tmp_path)]
+    argv += ["--cases", "clip_cov_target", "kl_cov_annealed", "--rates", "hot", "--warm_starts", "3"]
+    argv += ["--rollouts", "2", "--eval_prompts", "4", "--warm_start_steps", "4"]
+    first = module.main([*argv, "--limit", "1"])
+    lines = results.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == first and len(first) == 1
+    results.write_text(lines[0] + "\n" + lines[0][:100])
+    both = module.main(argv)
+    assert both[0] == first[0] and [run["case"] for run in both] == ["clip_cov_target", "kl_cov_annealed"]
+    assert len(results.read_text().splitlines()) == 2
+    assert module.main([*argv, "--limit", "0"]) == both
+    half = both[0]["curve"][1:]
+    assert both[0]["tracking_error"] == pytest.approx(abs(half[0] - 0.3) / 0.3, rel=1e-3)
+    assert "saturated" in both[0] and "saturated" not in both[1]
+    assert f"| Clip-Cov, target | 1 | 0 | {both[0]['tracking_error']:.0%} [" in page.read_text()
+    assert "KL-Cov, annealed | 1 |" in page.read_text()
+
+
+def test_every_case_of_the_entropy_target_is_a_valid_setting(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("entropy_target")
+    assert module.CASES.keys() == module.LABELS.keys()
+    for name, setting in module.CASES.items():
+        config = CovGRPOConfig(**training_arguments("grpo", RECIPES["short"], 0, tmp_path) | setting)
+        if name.endswith("_target") or name == "entropic":
+            assert config.entropy_control_kwargs["entropy_target"] == module.TARGET
+    found = module.tracking([1.0, 1.0, 0.3, 0.15])
+    assert found == {"tracking_error": pytest.approx(0.25), "lowest": 0.15, "highest": 0.3}

@@ -11,13 +11,16 @@ import torch
 from entropy_trl.analysis.logs.runs import Series
 from entropy_trl.analysis.verdict import verdict
 from entropy_trl.cli.progress import duration, number
-from entropy_trl.controls import Chain, describe_control
+from entropy_trl.controls import Chain, ClipCov, EntropyTarget, KLCov, describe_control
 
 
 if TYPE_CHECKING:
     from entropy_trl.cli.train_arguments import CovGRPOScriptArguments
     from entropy_trl.config import CovGRPOConfig
     from entropy_trl.trainer import CovGRPOTrainer
+
+#: Hyper-parameters that are off unless they are given.
+_OPTIONAL = ("entropy_target", "entropy_controller")
 
 #: Above this a full fine-tuning by reinforcement learning is unusual: recipes have 1e-7 to 1e-5.
 _HIGH_LEARNING_RATE = 1e-5
@@ -73,7 +76,28 @@ def end_summary(trainer: "CovGRPOTrainer") -> list[str]:
         found = verdict([Series(np.array(steps), np.array(entropies))], trainer.args.to_dict())
         if found.sign != "unknown":
             lines[-1] += f" {found.sentence}" + (f" {found.advice}" if found.alarm else "")
+    lines += [_held(log, name) for name in _logged(log, "target")]
     return lines
+
+
+def _logged(log: list[dict[str, Any]], name: str) -> list[str]:
+    """The names in the log of a number of the control's state, one for each control of a chain."""
+    found = {key for entry in log for key in entry if key.startswith("entropy_control/")}
+    return sorted(key for key in found if key.rsplit("/", 1)[-1] == name)
+
+
+def _held(log: list[dict[str, Any]], name: str) -> str:
+    """How near its target the entropy was over the second half, and how often the control was at its bound."""
+    rows = [entry for entry in log if _is_number(entry.get(name)) and _is_number(entry.get("entropy"))]
+    rows = rows[len(rows) // 2 :]
+    if not rows:
+        return "Entropy target: not measured."
+    share = sum(abs(entry["entropy"] / entry[name] - 1) for entry in rows) / len(rows)
+    bound = sum(entry[name.removesuffix("target") + "saturated"] for entry in rows) / len(rows)
+    return (
+        f"Entropy target: {number(rows[-1][name])} nats a token; over the second half the entropy was {share:.0%} off "
+        f"on average, and the control at its bound in {bound:.0%} of the steps."
+    )
 
 
 def next_command(output_dir: str) -> str:
@@ -134,9 +158,26 @@ def _control(trainer: "CovGRPOTrainer") -> str:
         return f"none: plain GRPO, {clip}"
     parts = []
     for name, values in _parts(trainer).items():
-        shown = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+        shown = (f"{key} {_setting(value)}" for key, value in values.items() if key not in _OPTIONAL or value)
         parts.append(f"{name} ({', '.join(shown)})")
     return f"{' + '.join(parts)}; {clip}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict) and "share" in value:
+        return f"{value['share']:g} of the entropy at the start"
+    if isinstance(value, dict) and "start" in value:
+        return f"from {value['start']:g} to {value['end']:g} over {value['over']:.0%} of the training"
+    return str(value)
+
+
+def _largest(value: Any) -> float | None:
+    """The number, or the larger end of its schedule; None for anything else."""
+    if isinstance(value, dict) and "start" in value:
+        return max(float(value["start"]), float(value["end"]))
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _bound(value: float) -> str:
@@ -152,6 +193,18 @@ def _parts(trainer: "CovGRPOTrainer") -> dict[str, dict[str, Any]]:
     return values if isinstance(control, Chain) else {name: values}
 
 
+def _targets(trainer: "CovGRPOTrainer") -> dict[str, EntropyTarget]:
+    """The controllers of the controls that hold the entropy at a target by a fraction, by the control's name."""
+    control = trainer.entropy_control
+    chained = dict(control.controls) if isinstance(control, Chain) else dict.fromkeys(_parts(trainer), control)
+    parts = {name: part.at(0.0) for name, part in chained.items() if part is not None}
+    return {
+        name: part.target
+        for name, part in parts.items()
+        if isinstance(part, (ClipCov, KLCov)) and part.target is not None
+    }
+
+
 def _pool(trainer: "CovGRPOTrainer") -> tuple[int, str]:
     """The most completion tokens among which a control selects, and what they are the tokens of."""
     args: CovGRPOConfig = trainer.args
@@ -164,11 +217,20 @@ def _pool(trainer: "CovGRPOTrainer") -> tuple[int, str]:
 def _restrains(trainer: "CovGRPOTrainer") -> str:
     tokens, name = _pool(trainer)
     said = []
+    targets = _targets(trainer)
     for part, values in _parts(trainer).items():
-        fraction = values.get("fraction")
-        if isinstance(fraction, (int, float)):
-            most = f", at most {math.floor(fraction * tokens):,} of {tokens:,}" if tokens else ""
-            said.append(f"{part}: up to {100 * fraction:g}% of the tokens of {name}{most}")
+        if part in targets:
+            wanted, most = _setting(values["entropy_target"]), targets[part].max_fraction
+            unit = "" if targets[part].of_start else " nats"
+            said.append(
+                f"{part} moves its fraction between {-most:g} and {most:g} once a step, so that the entropy follows "
+                f"its target, {wanted}{unit}: below it, the highest covariances are restrained, above it the lowest"
+            )
+            continue
+        fraction = _largest(values.get("fraction"))
+        if fraction is not None:
+            limit = f", at most {math.floor(fraction * tokens):,} of {tokens:,}" if tokens else ""
+            said.append(f"{part}: up to {100 * fraction:g}% of the tokens of {name}{limit}")
         else:
             said.append(f"{part}: all tokens, by its hyper-parameters")
     return "; ".join(said)
@@ -249,9 +311,10 @@ def _every(steps: float) -> str:
 def _unusual(trainer: "CovGRPOTrainer", args: "CovGRPOConfig") -> Iterator[str]:
     """What most runs do not do, and who did it by mistake would want to know."""
     tokens, name = _pool(trainer)
+    targets = _targets(trainer)
     for part, values in _parts(trainer).items():
-        fraction = values.get("fraction")
-        if isinstance(fraction, (int, float)) and tokens and fraction * tokens < 1:
+        fraction = _largest(values.get("fraction"))
+        if fraction is not None and tokens and fraction * tokens < 1 and part not in targets:
             yield f"{part} restrains less than one token of {name} (raise fraction)"
     if args.temperature != 1:
         yield f"temperature {args.temperature:g} (1 samples from the policy that is trained)"

@@ -7,7 +7,9 @@ from entropy_trl.controls.clip_cov import ClipCov
 from entropy_trl.controls.entropic import EntroPIC
 from entropy_trl.controls.flexible_clip import FlexibleClip
 from entropy_trl.controls.kl_cov import KLCov
+from entropy_trl.controls.schedule import Schedule, Scheduled
 from entropy_trl.controls.steer import Steer
+from entropy_trl.controls.target import EntropyTarget
 from entropy_trl.controls.targeted_clip_higher import TargetedClipHigher
 
 
@@ -32,8 +34,11 @@ __all__ = [
     "ClipCov",
     "EntroPIC",
     "EntropyControl",
+    "EntropyTarget",
     "FlexibleClip",
     "KLCov",
+    "Schedule",
+    "Scheduled",
     "Steer",
     "TargetedClipHigher",
     "build_control",

@@ -49,6 +49,10 @@ class EntropyControl(ABC):
         """Whether the selection needs a pool of several sequences: within one, the covariance is 0."""
         return SELECTED_TOKENS in self.claims
 
+    def at(self, progress: float) -> "EntropyControl":
+        """Return the control with the hyper-parameters that it has where the share `progress` of the steps is done."""
+        return self
+
     def select(self, pool: TokenBatch) -> Selection:
         """Look at the pool: mark tokens, or compute numbers that `edit` needs. Called where `needs_pool` is true."""
         return Selection(torch.zeros_like(pool.mask))

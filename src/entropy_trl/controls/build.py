@@ -4,18 +4,24 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from entropy_trl.controls import CONTROLS
 from entropy_trl.controls.base import EntropyControl
 from entropy_trl.controls.chain import Chain
+from entropy_trl.controls.schedule import Schedule, Scheduled, read_number, schedule_of
 from entropy_trl.dotted_path import import_from
+
+
+#: A mapping with one of these keys is the schedule of a number.
+_SCHEDULE = {field.name for field in dataclasses.fields(Schedule)}
 
 
 def build_control(name: str, kwargs: Mapping[str, Any] | None = None) -> EntropyControl:
     """Make a control from its name and keyword arguments.
 
-    Numbers may come as text, since YAML reads `2e-3` (without a dot) as text.
+    Numbers may come as text, since YAML reads `2e-3` (without a dot) as text. Instead of a number, `{start: 1.0, end:
+    0.1, over: 0.5}` is a [`Schedule`], which makes the control a [`Scheduled`] one.
 
     Args:
         name (`str`): A key of `CONTROLS`; the dotted path of a class of one's own (`my_module.MyControl`); or several
@@ -50,6 +56,9 @@ def describe_control(control: EntropyControl) -> tuple[str, dict[str, Any]]:
     if isinstance(control, Chain):
         parts = [describe_control(part) for part in control.controls.values()]
         return "+".join(name for name, _ in parts), dict(parts)
+    if isinstance(control, Scheduled):
+        name, values = describe_control(control.control)
+        return name, values | {key: dataclasses.asdict(schedule) for key, schedule in control.schedules.items()}
     path = f"{type(control).__module__}.{type(control).__qualname__}"
     instance: Any = control
     if not dataclasses.is_dataclass(instance) or "<locals>" in path:
@@ -66,15 +75,34 @@ def _build_one(name: str, kwargs: Mapping[str, Any]) -> EntropyControl:
     cls: Any = CONTROLS[name] if name in CONTROLS else _import_control(name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = dict(kwargs)
+    schedules: dict[str, Schedule] = {}
     for key, value in values.items():
         if key not in fields:
             raise ValueError(f"Unknown `entropy_control_kwargs` key {key!r} for {name!r}{nearest(key, fields)}.")
-        if fields[key].type in (float, "float"):
-            values[key] = _number(key, value)
+        if isinstance(value, Mapping) and value.keys() & _SCHEDULE:
+            if float not in _types(fields[key].type):
+                raise ValueError(
+                    f"`entropy_control_kwargs` key {key!r} of {name!r} got the schedule {dict(value)!r}: only numbers "
+                    "follow a schedule. Give one value."
+                )
+            schedules[key] = schedule_of(key, value)
+            values[key] = schedules[key].start
+        elif _types(fields[key].type) == {float} or (isinstance(value, str) and float in _types(fields[key].type)):
+            values[key] = read_number(key, value)
     for key, f in fields.items():
         if f.init and f.default is f.default_factory is dataclasses.MISSING and key not in values:
             raise ValueError(f"`entropy_control_kwargs` of {name!r} must give {key!r}, which has no default.")
-    return cls(**values)
+    control: EntropyControl = cls(**values)
+    return Scheduled(control, schedules) if schedules else control
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types of a field that may hold a float, `float` alone or in a union; empty where text is one of them."""
+    if isinstance(annotation, str):
+        parts: set[Any] = {float if part.strip() == "float" else part.strip() for part in annotation.split("|")}
+    else:
+        parts = set(get_args(annotation) or (annotation,))
+    return parts if float in parts and not parts & {str, "str"} else set()
 
 
 def _import_control(path: str) -> Any:
@@ -95,15 +123,6 @@ def _import_control(path: str) -> Any:
     if inspect.isabstract(cls):
         raise ValueError(f"`entropy_control` {path!r} does not say what it does: its class must define `edit`.")
     return cls
-
-
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"`entropy_control_kwargs` key {key!r} must be a number, got {value!r}.")
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f"`entropy_control_kwargs` key {key!r} must be a number, got {value!r}.") from None
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Clip-Cov (arXiv 2505.22617, Eqs. 11-12)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import (
+    ENTROPY_TARGET,
     SELECTED_TOKENS,
     SELECTIONS,
     EntropyControl,
@@ -15,6 +17,7 @@ from entropy_trl.controls.base import (
     check_selection,
     warn_if_percentage,
 )
+from entropy_trl.controls.target import EntropyTarget, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
@@ -42,6 +45,11 @@ class ClipCov(EntropyControl):
             tokens instead of the band: the null hypothesis that the covariance does not matter. In a pool of one
             sequence, which has no band, it drops `floor(fraction * N)`. `"top"` drops as many tokens too, those with
             the highest covariance, above the band or in it: a comparison that shows what the draw is for.
+        entropy_target (`float` or `Mapping`, *optional*): The entropy to hold, in nats a token, or `{"share": 0.5}` of
+            the entropy at the start. The fraction then moves, through 0, from `-max_fraction` to `max_fraction`; the
+            tokens are those with the highest covariance (the lowest where the fraction is negative), and the band does
+            not matter. `fraction` is the controller's unit. See [`EntropyTarget`].
+        entropy_controller (`Mapping[str, float]`, *optional*): Gains and bounds of the [`EntropyTarget`].
 
     Raises:
         ValueError: If a value is out of its range or the band is empty.
@@ -51,11 +59,21 @@ class ClipCov(EntropyControl):
     cov_low: float = 1.0
     cov_high: float = 5.0
     selection: str = "covariance"
+    entropy_target: float | Mapping[str, float] | None = None
+    entropy_controller: Mapping[str, float] | None = None
 
     published_epsilon: ClassVar[tuple[float, float]] = (1.0, 1.0)
     drops_tokens: ClassVar[bool] = True
     needs_pool: ClassVar[bool] = True
-    claims: ClassVar[frozenset[str]] = frozenset({SELECTED_TOKENS})
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({SELECTED_TOKENS} if self.target is None else {SELECTED_TOKENS, ENTROPY_TARGET})
+
+    @property
+    def target(self) -> EntropyTarget | None:
+        """The controller that moves the fraction; `None` where it is fixed."""
+        return target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -65,6 +83,7 @@ class ClipCov(EntropyControl):
                 f"The covariance band ({self.cov_low}, {self.cov_high}) is empty or has no finite lower bound: no "
                 "token can be told from the rest. Give `cov_low` < `cov_high`; the paper uses 1 and 5."
             )
+        target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
 
     @property
     def compares_sequences(self) -> bool:
@@ -73,9 +92,17 @@ class ClipCov(EntropyControl):
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)
 
+    def initial_state(self) -> dict[str, float]:
+        return {} if self.target is None else self.target.initial_state()
+
+    def next_state(self, state: Mapping[str, float], entropy: float, progress: float) -> dict[str, float]:
+        return dict(state) if self.target is None else self.target.next_state(state, entropy)
+
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
         eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
+        if self.target is not None:
+            return Selection(select_signed(covariance, eligible, pool.state["actuator"], pool), covariance)
         band = (covariance > self.cov_low).logical_and_(covariance < self.cov_high).logical_and_(eligible)
         tokens, in_band = pool.mask.count_nonzero(), band.count_nonzero()
         pool_tokens, pool_in_band = pool.ranks.sum(torch.stack([tokens, in_band])).tolist()

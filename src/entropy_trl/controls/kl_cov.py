@@ -1,6 +1,7 @@
 """KL-Cov (arXiv 2505.22617, Eqs. 13-14)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,12 +9,14 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import (
+    ENTROPY_TARGET,
     SELECTED_TOKENS,
     EntropyControl,
     check_fraction,
     check_selection,
     warn_if_percentage,
 )
+from entropy_trl.controls.target import EntropyTarget, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
@@ -40,6 +43,13 @@ class KLCov(EntropyControl):
         coef (`float`, *optional*, defaults to `1.0`): Weight of the penalty, not negative.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` penalises as many tokens drawn from all
             of them: the null hypothesis that the covariance does not matter.
+        entropy_target (`float` or `Mapping`, *optional*): The entropy to hold, in nats a token, or `{"share": 0.5}` of
+            the entropy at the start. The fraction then moves, through 0, from `-max_fraction` to `max_fraction`; where
+            it is negative, the tokens are those with the lowest covariance. With a target the marked tokens lose their
+            policy gradient, as in Clip-Cov; those with the highest covariance have the penalty alone. (Ours: the
+            penalty beside the policy gradient slows a fall of the entropy and cannot raise it, and on the lowest
+            covariances it slows a fall too.) `fraction` is the controller's unit. See [`EntropyTarget`].
+        entropy_controller (`Mapping[str, float]`, *optional*): Gains and bounds of the [`EntropyTarget`].
 
     Raises:
         ValueError: If a value is out of its range.
@@ -48,11 +58,25 @@ class KLCov(EntropyControl):
     fraction: float = 2e-3
     coef: float = 1.0
     selection: str = "covariance"
+    entropy_target: float | Mapping[str, float] | None = None
+    entropy_controller: Mapping[str, float] | None = None
 
     published_epsilon: ClassVar[tuple[float, float]] = (math.inf, math.inf)
     acts_on_policy: ClassVar[bool] = False
     needs_pool: ClassVar[bool] = True
-    claims: ClassVar[frozenset[str]] = frozenset({SELECTED_TOKENS})
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({SELECTED_TOKENS} if self.target is None else {SELECTED_TOKENS, ENTROPY_TARGET})
+
+    @property
+    def drops_tokens(self) -> bool:  # type: ignore[override]
+        return self.target is not None
+
+    @property
+    def target(self) -> EntropyTarget | None:
+        """The controller that moves the fraction; `None` where it is fixed."""
+        return target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -62,6 +86,7 @@ class KLCov(EntropyControl):
                 f"`coef` must be finite and not negative, got {self.coef!r}: a negative penalty would drive the "
                 "selected tokens away from the rollout's policy. The paper uses 1."
             )
+        target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
 
     @property
     def compares_sequences(self) -> bool:
@@ -70,8 +95,16 @@ class KLCov(EntropyControl):
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)
 
+    def initial_state(self) -> dict[str, float]:
+        return {} if self.target is None else self.target.initial_state()
+
+    def next_state(self, state: Mapping[str, float], entropy: float, progress: float) -> dict[str, float]:
+        return dict(state) if self.target is None else self.target.next_state(state, entropy)
+
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
+        if self.target is not None:
+            return Selection(select_signed(covariance, pool.mask, pool.state["actuator"], pool), covariance)
         k = selection_count(self.fraction, int(pool.ranks.sum(pool.mask.count_nonzero())))
         if self.selection == "covariance":
             selected = top_k_mask(covariance, pool.mask, k, pool.row_ids, pool.ranks)
@@ -80,6 +113,11 @@ class KLCov(EntropyControl):
         return Selection(selected, covariance)
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
+        dropped = None
+        if self.target is not None:
+            dropped = batch.advantages.masked_fill(selected, 0.0)
+            if batch.state["actuator"] < 0:
+                return TokenEdit(advantages=dropped)
         distance = batch.log_ratio.abs()
         noise = batch.rounding * batch.logps.detach().abs().clamp(min=1.0)
         at_rounding = (distance.detach() <= noise) & selected
@@ -87,4 +125,4 @@ class KLCov(EntropyControl):
             "selected_abs_log_ratio": (distance.detach().where(selected, 0.0).sum(dtype=torch.float64), selected.sum()),
             "selected_at_rounding": (at_rounding.sum(), selected.sum()),
         }
-        return TokenEdit(penalty=(self.coef * distance).where(selected, 0.0), metrics=metrics)
+        return TokenEdit(dropped, (self.coef * distance).where(selected, 0.0), metrics)

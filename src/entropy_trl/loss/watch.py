@@ -44,7 +44,8 @@ class ControlWatch:
 
     def __init__(self, trainer: GRPOTrainer, control: EntropyControl):
         self.trainer = trainer
-        parts = list(control.controls.values()) if isinstance(control, Chain) else [control]
+        chained = list(control.controls.values()) if isinstance(control, Chain) else [control]
+        parts = [part.at(0.0) for part in chained]
         self.clip_cov = next((part for part in parts if isinstance(part, ClipCov)), None)
         args = trainer.args
         updates = math.ceil(args.steps_per_generation * trainer.num_iterations / args.gradient_accumulation_steps)

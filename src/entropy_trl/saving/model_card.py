@@ -3,7 +3,6 @@
 TRL writes the card; [`extend_card`] adds to that file, and takes nothing but false statements away.
 """
 
-import dataclasses
 import math
 import platform
 import tempfile
@@ -24,7 +23,7 @@ from entropy_trl.analysis.law.result import law_of
 from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.analysis.tables import markdown_table, number, spread
 from entropy_trl.config import CovGRPOConfig
-from entropy_trl.controls import Chain
+from entropy_trl.controls import Chain, describe_control
 from entropy_trl.controls.base import SELECTED_TOKENS
 from entropy_trl.saving.hub import intended_name
 
@@ -123,7 +122,7 @@ def _sections(folder: Path, args: CovGRPOConfig, control: Any, adapter: Any, sta
     if control is None:
         yield "Off: this is plain GRPO."
     else:
-        what = (type(control).__doc__ or "").splitlines()[0]
+        what = (type(control.at(0.0)).__doc__ or "").splitlines()[0]
         yield f"`{args.entropy_control}`. {what}"
     yield markdown_table(("Setting", "Value"), list(_settings(args, control, adapter, state)))
 
@@ -145,8 +144,10 @@ def _settings(args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerSta
         yield "Entropy control", f"`{args.entropy_control}`"
         parts: dict[str, Any] = dict(control.controls) if isinstance(control, Chain) else {"the control": control}
         for name, part in parts.items():
-            for field in dataclasses.fields(part):
-                yield f"`{field.name}` of {name}", _value(getattr(part, field.name))
+            for key, value in describe_control(part)[1].items():
+                if value is None:  # an option that is off
+                    continue
+                yield f"`{key}` of {name}", _value(value)
         pool = {"step": "all tokens of an optimizer step", "micro_batch": "the tokens of a micro-batch"}
         yield "Pool that the control selects in", pool[args.entropy_control_pool]
         if args.entropy_control_pool == "step":
