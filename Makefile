@@ -26,8 +26,8 @@ QUICKSTART_ARGS ?=
 GPU_PYTHON ?=
 TRL_VERSIONS ?= 1.13.0 1.14.2 1.15.0 1.16.0
 
-# A file's tests stay in one process: they share its fixtures.
-PARALLEL := $(or $(PYTEST_ARGS),-n auto --dist loadfile)
+# A file's tests stay in one process: they share its fixtures. tests/conftest.py has the order of the files.
+PARALLEL := $(or $(PYTEST_ARGS),-n auto --dist loadfile --no-loadscope-reorder)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

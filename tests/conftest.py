@@ -7,22 +7,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import functools
 import gc
+import importlib.metadata
 from pathlib import Path
 
 import pytest
-import torch
-from trl import GRPOTrainer
-
-from entropy_trl import CovGRPOConfig, CovGRPOTrainer
-from entropy_trl.quickstart.task import build_dataset, build_model, build_tokenizer
 
 
-torch.set_num_threads(1)
+# torch, TRL and this package are imported where they are used: pytest-xdist's controller, which runs no test, would
+# import them before it starts its workers.
 
 ROOT = Path(__file__).parents[1]
 #: Scripts that tests launch.
 JOBS = ROOT / "tests" / "jobs"
+#: The files that take longest.
+LONGEST = ("test_notebooks", "test_launch", "test_distributed", "test_interruption", "test_train_command")
 #: For the environment of what tests launch.
 PYTHONPATH = os.pathsep.join(map(str, (ROOT / "tests", JOBS, ROOT / "src")))
 
@@ -35,7 +35,34 @@ def digit_reward(completions, **kwargs):
 
 def untrained_policy():
     """A model factory for the command line."""
+    from entropy_trl.quickstart.task import build_model, build_tokenizer
+
     return build_model(seed=0), build_tokenizer()
+
+
+def pytest_configure():
+    # Imports make no garbage worth looking for.
+    gc.disable()
+    # accelerate and transformers ask dozens of times a training which packages there are, and each answer parses the
+    # metadata of the package again: a third of a tiny training.
+    for name in ("metadata", "version"):
+        setattr(importlib.metadata, name, functools.cache(getattr(importlib.metadata, name)))
+
+
+def pytest_collection_modifyitems(items):
+    # A long file that started last would leave the other processes idle.
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,14 +75,32 @@ def short_collections():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def taught_once():
+    """The policy of configs/smoke, which takes longer to teach than to train, is taught once: it is always the same."""
+    from entropy_trl import smoke
+
+    taught = functools.cache(smoke.tiny_math_policy)
+
+    def tiny_math_policy(seed=0):
+        return copy.deepcopy(taught(seed))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smoke, "tiny_math_policy", tiny_math_policy)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
+    from entropy_trl.quickstart.task import build_model
+
     return build_model(seed=0)
 
 
 @pytest.fixture
 def make_config(tmp_path):
     """A configuration of 2 updates a rollout on a CPU; keyword arguments override it."""
+    from entropy_trl import CovGRPOConfig
 
     def make(config_class=CovGRPOConfig, **overrides):
         values = {
@@ -85,6 +130,8 @@ def make_config(tmp_path):
 @pytest.fixture
 def make_trainer(tiny_model, make_config):
     """A trainer on a copy of the tiny model; keyword arguments go to the configuration."""
+    from entropy_trl import CovGRPOConfig, CovGRPOTrainer
+    from entropy_trl.quickstart.task import build_dataset, build_tokenizer
 
     def make(
         trainer_class=CovGRPOTrainer,
@@ -112,6 +159,8 @@ def make_trainer(tiny_model, make_config):
 @pytest.fixture
 def set_forward(monkeypatch):
     """Let TRL's forward pass return given tensors, so that a test knows every log-probability of TRL's loss."""
+    import torch
+    from trl import GRPOTrainer
 
     def install(logps, entropies=None, aux_loss=None):
         entropies = torch.ones_like(logps) if entropies is None else entropies
@@ -125,6 +174,7 @@ def set_forward(monkeypatch):
 @pytest.fixture
 def loss_inputs():
     """Random inputs of TRL's loss: `rows` completions of up to `length` tokens. Returns (logps, inputs)."""
+    import torch
 
     def make(rows=4, length=6, *, seed=0, dtype=torch.float64, drift=0.3, mask=None, per_token=False):
         generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import JOBS
-from launching import accelerate_launch
+from launching import Workers
 
 from entropy_trl.analysis.covariance.records import read_records
 
@@ -22,12 +22,38 @@ METHODS = {
 }
 
 
+#: The processes that are running, by their number.
+RUNNING: dict[int, Workers] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes_end():
+    yield
+    while RUNNING:
+        RUNNING.popitem()[1].end()
+
+
 def run(out: Path, processes: int, accelerate_config="ddp", **job):
-    """Launch distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
+    """Run distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped.
+
+    Processes without shards do the jobs of all tests. DeepSpeed and FSDP have a state for each job: they start anew.
+    """
     out.mkdir()
     name = accelerate_config if processes > 1 else "single_gpu"
-    script = [str(JOBS / "distributed_job.py"), str(out), json.dumps(job)]
-    accelerate_launch(name, processes, "--dynamo_backend", "no", *script)
+    sharded = name not in ("ddp", "single_gpu")
+    workers = None if sharded else RUNNING.get(processes)
+    if workers is None:
+        workers = Workers(name, processes, "--dynamo_backend", "no", str(JOBS / "distributed_job.py"))
+        if not sharded:
+            RUNNING[processes] = workers
+    try:
+        workers.run(out, job)
+    except BaseException:
+        RUNNING.pop(processes, None)
+        workers.end()
+        raise
+    if sharded:
+        workers.end()
     ranks = [torch.load(out / f"rank{i}.pt") for i in range(processes)]
     assert all(rank["processes"] == processes for rank in ranks)
     return ranks

@@ -362,7 +362,7 @@ def test_a_resumed_run_is_the_same_run(make_trainer, selections, tmp_path, metho
     drawn = list(selections)
     for checkpoint in range(1, 6):
         selections.clear()
-        resumed = make_trainer(**overrides)
+        resumed = make_trainer(**overrides | {"save_strategy": "no"})
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
         assert selections == [s for s in drawn if s[0] >= checkpoint]
         assert same_weights(through, resumed), checkpoint
@@ -383,8 +383,8 @@ def test_a_run_resumed_in_a_later_epoch_is_the_same_run(make_trainer, tmp_path, 
     overrides = METHODS["clip_cov"] | overrides | {"save_strategy": "steps", "save_steps": 1, "max_steps": 7}
     prompts = 8 if overrides["steps_per_generation"] == 2 else 6
 
-    def make():
-        trainer = make_trainer(**overrides)
+    def make(**more):
+        trainer = make_trainer(**overrides | more)
         trainer.train_dataset = build_dataset(prompts)
         return trainer
 
@@ -392,7 +392,7 @@ def test_a_run_resumed_in_a_later_epoch_is_the_same_run(make_trainer, tmp_path, 
     through.train()
     assert through.state.epoch > 1.5
     for checkpoint in range(1, 7):
-        resumed = make()
+        resumed = make(save_strategy="no")
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
         assert same_weights(through, resumed), checkpoint
 
@@ -406,7 +406,7 @@ def test_a_run_goes_on_with_another_cut(make_trainer, selections, tmp_path, meth
     drawn = [s for s in selections if s[0] >= 2]
     selections.clear()
     other = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
-    resumed = make_trainer(**overrides | other)
+    resumed = make_trainer(**overrides | other | {"save_strategy": "no"})
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert selections == drawn
     weights = zip(through.model.parameters(), resumed.model.parameters(), strict=True)

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from conftest import JOBS, ROOT
 from launching import accelerate_launch, environment
+from prepared_python import prepared_python
 from safetensors.torch import load_file
 from test_distributed import skip_without_deepspeed
 
@@ -103,11 +104,16 @@ def test_train_and_resume(name, model, ddp, tmp_path):
 
 
 def test_two_nodes_under_slurm(model, ddp, tmp_path):
-    """examples/slurm.sh as it is, on two loopback nodes: srun and scontrol are stood in for by a few lines of shell."""
+    """examples/slurm.sh as it is, on two loopback nodes: a few lines of shell stand in for srun and scontrol.
+
+    `accelerate` is the program of that name in a process whose imports are done.
+    """
     commands = tmp_path / "bin"
     commands.mkdir()
     srun = 'shift; SLURM_PROCID=0 "$@" & first=$!; SLURM_PROCID=1 "$@" & second=$!; wait $first && wait $second'
-    for name, script in {"srun": srun, "scontrol": "echo 127.0.0.1; echo 127.0.0.2"}.items():
+    launcher = f'[ "$1" = launch ] && shift && exec {prepared_python()} -m accelerate.commands.launch "$@"'
+    scripts = {"srun": srun, "scontrol": "echo 127.0.0.1; echo 127.0.0.2", "accelerate": launcher}
+    for name, script in scripts.items():
         (commands / name).write_text(f"#!/bin/bash\n{script}\n")
         (commands / name).chmod(0o755)
     out = tmp_path / "run"

@@ -11,7 +11,7 @@ import torch
 from benchmark_runs import run_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_distributed import distance
+from test_distributed import distance, processes_end  # noqa: F401 (ends the processes)
 from test_distributed import run as run_processes
 from test_trainer import Gradients, logs, same_weights
 
@@ -410,7 +410,8 @@ def test_a_resumed_run_is_the_same_run(make_trainer, tmp_path, strategy):
     stored = tmp_path / "out" / "checkpoint-3" / "entropy_control_state.json"
     assert stored.exists() == (strategy != "increase_then_decrease")
     for checkpoint in (1, 3, 4, 6):
-        resumed = make_trainer(**overrides, steps_per_generation=4, max_steps=8, learning_rate=3e-3)
+        unsaved = overrides | {"save_strategy": "no"}
+        resumed = make_trainer(**unsaved, steps_per_generation=4, max_steps=8, learning_rate=3e-3)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
         assert same_weights(through, resumed), checkpoint
         assert logs(through)[checkpoint:8] == logs(resumed)[checkpoint:8]

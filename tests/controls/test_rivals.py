@@ -654,7 +654,8 @@ def test_a_resumed_run_is_the_same_run(make_trainer, tmp_path, name):
     overrides |= {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4}
     through, _ = train(make_trainer, name, **overrides)
     for checkpoint in (1, 2, 3):
-        resumed = make_trainer(entropy_control=name, entropy_control_kwargs=TRAINED[name], **overrides)
+        unsaved = overrides | {"save_strategy": "no"}
+        resumed = make_trainer(entropy_control=name, entropy_control_kwargs=TRAINED[name], **unsaved)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
         weights = zip(through.model.parameters(), resumed.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in weights), checkpoint

@@ -24,7 +24,7 @@ from conftest import PYTHONPATH
 from prepared_python import prepared_python
 from transformers import GenerationConfig
 
-from entropy_trl import CovGRPOTrainer
+from entropy_trl import CovGRPOTrainer, smoke
 from entropy_trl.analysis import entropy_accuracy_pairs
 from entropy_trl.cli import main
 from entropy_trl.evaluation import BENCHMARKS, Sampling, command, get_benchmark, load_benchmark
@@ -33,7 +33,7 @@ from entropy_trl.evaluation.metrics import bootstrap_means, group_sizes, interva
 from entropy_trl.evaluation.report import average, published, scores_table
 from entropy_trl.evaluation.run import evaluate_benchmark, only_writer, read_completions, summarise
 from entropy_trl.rewards import math_reward
-from entropy_trl.smoke import dapo_math_sample, tiny_math_policy
+from entropy_trl.smoke import dapo_math_sample
 
 
 # Metrics
@@ -344,7 +344,7 @@ def test_scripted_model_on_the_real_files(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def policy():
-    return tiny_math_policy()
+    return smoke.tiny_math_policy()
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +448,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from test_evaluation import SAMPLING, HFEngine, Encoder, datasets, evaluate_benchmark, tiny_math_policy
+from test_evaluation import SAMPLING, HFEngine, Encoder, datasets, evaluate_benchmark
+from entropy_trl.smoke import tiny_math_policy
 rows = datasets.load_from_disk(sys.argv[2])
 model, tokenizer = tiny_math_policy()
 class Dying(HFEngine):
@@ -815,7 +816,7 @@ def test_another_checkpoint_in_the_same_folder_is_refused(model_folder, sample_f
 
 def test_a_training_logs_the_pairs_of_the_law(make_config, sample_file):
     """TRL's own evaluation logs entropy and accuracy; of which benchmark, the names of other metrics say."""
-    model, tokenizer = tiny_math_policy()
+    model, tokenizer = smoke.tiny_math_policy()
     trainer = CovGRPOTrainer(
         model=model,
         reward_funcs=math_reward,

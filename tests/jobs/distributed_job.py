@@ -1,20 +1,23 @@
 """Trains on fixed rollouts in one or several processes and dumps what each process selected, logged and ended with.
 
-Run by tests/test_distributed.py: `accelerate launch --config_file FILE distributed_job.py OUT JSON`. A completion is a
-function of its global row and of the rollout alone. The rows of a rollout are dealt to the steps as `spread` processes
-would see them, so that a run of one process has the same steps as a run of several.
+Run by tests/test_distributed.py: `accelerate launch --config_file FILE distributed_job.py QUEUE`. The processes do one
+job after another, as their files appear in that folder (see launching.py): to start takes longer than a job.
+
+A completion is a function of its global row and of the rollout alone. The rows of a rollout are dealt to the steps as
+`spread` processes would see them, so that a run of one process has the same steps as a run of several.
 """
 
-import json
 import os
 import sys
 import zlib
 from pathlib import Path
 
 import fsdp_on_cpu
+import pytest
 import torch
 import trl.trainer.grpo_trainer as grpo
 from conftest import digit_reward
+from launching import jobs_of
 from peft import LoraConfig
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
@@ -37,10 +40,8 @@ def inner_optimizer(trainer):
     return optimizer
 
 
-def main(out: Path, job: dict) -> None:
+def main(out: Path, job: dict, patch: pytest.MonkeyPatch) -> None:
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if fsdp:
-        fsdp_on_cpu.enable()
     world, rows, selections, shapes = job.pop("spread"), job.pop("rows", 32), [], []
     empty_rank, generate, resume = job.pop("empty_rank", None), job.pop("generate", False), job.pop("resume", None)
     prompts, from_prompt = job.pop("prompts", 64), job.pop("from_prompt", False)
@@ -89,7 +90,7 @@ def main(out: Path, job: dict) -> None:
         order = torch.arange(rows).view(world, steps, -1).transpose(0, 1).reshape(-1)
         return {k: v[order] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in batch.items()}
 
-    grpo.shuffle_sequence_dict = deal
+    patch.setattr(grpo, "shuffle_sequence_dict", deal)
     select = StepWindow._select
 
     def record(window, pool):
@@ -101,14 +102,14 @@ def main(out: Path, job: dict) -> None:
         shapes.append([list(pool.mask.shape), int(pool.mask.sum())])
         return selected
 
-    StepWindow._select = record
+    patch.setattr(StepWindow, "_select", record)
     score = TokenBatches.score
 
     def count(batches, *args, **kwargs):
         batches.trainer.scored += 1
         return score(batches, *args, **kwargs)
 
-    TokenBatches.score = count
+    patch.setattr(TokenBatches, "score", count)
 
     class Trainer(CovGRPOTrainer):
         scored = 0
@@ -149,13 +150,17 @@ def main(out: Path, job: dict) -> None:
             "held": sum(held(parameter) for parameter in trainer.model.parameters()),
             "optimized": sum(held(p) for group in inner_optimizer(trainer).param_groups for p in group["params"]),
         },
-        out / f"rank{rank}.pt",
+        out / f"unfinished{rank}.pt",
     )
-    trainer.accelerator.end_training()
-    # torch 2.13 sometimes deadlocks when the interpreter exits: the last reference to the process group is dropped with
-    # the GIL held, and a thread of gloo waits for the GIL.
-    os._exit(0)
+    (out / f"unfinished{rank}.pt").rename(out / f"rank{rank}.pt")  # its existence says that it is whole
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        fsdp_on_cpu.enable()
+    for out, job in jobs_of(Path(sys.argv[1])):
+        with pytest.MonkeyPatch.context() as patch:
+            main(out, job, patch)
+    # torch 2.13 sometimes deadlocks when it drops the process group, here or when the interpreter exits: it holds the
+    # GIL, for which a thread of gloo waits.
+    os._exit(0)

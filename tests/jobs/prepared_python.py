@@ -37,7 +37,10 @@ from pathlib import Path
 import psutil
 
 
-MODULES = ("accelerate.commands.launch", "torch.distributed.run", "peft", "trl", "conftest", "entropy_trl.cli")
+MODULES = (
+    *("accelerate.commands.launch", "torch.distributed.run", "peft", "trl", "conftest"),
+    *("entropy_trl.trainer", "entropy_trl.quickstart", "entropy_trl.smoke", "entropy_trl.cli.train"),
+)
 #: What starts processes of its own with `sys.executable`: they shall be prepared as well.
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run")
 

@@ -307,7 +307,7 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, control):
     through = make(**overrides)
     rollouts = train_recorded(through)
     for checkpoint in (1, 2, 3, 5):
-        resumed = make(**overrides)
+        resumed = make(**overrides | {"save_strategy": "no"})
         again = train_recorded(resumed, resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
         left = rollouts[-len(again) :] if again else []
         assert len(again) == 3 - (checkpoint + 1) // 2

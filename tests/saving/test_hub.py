@@ -18,11 +18,12 @@ import huggingface_hub
 import pytest
 import torch
 import transformers.utils.hub
-from conftest import PYTHONPATH
+from conftest import JOBS, PYTHONPATH
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
 from peft import LoraConfig, PeftModel
+from prepared_python import prepared_python
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
@@ -224,6 +225,45 @@ def test_a_card_is_whole_at_every_moment(make_trainer):
     trainer.state.log_history = []
     trainer.create_model_card("model")
     assert not (card.parent / FIGURE).exists()  # of a run that logged steps
+
+
+class CardsInTraining(TrainerCallback):
+    """Notes at each save whether the card shows the figure, and whether the figure is there."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir)
+        self.seen.append((FIGURE in (folder / "README.md").read_text(), (folder / FIGURE).exists()))
+
+
+def test_the_figure_of_the_card_waits_for_the_end(make_trainer):
+    trainer = make_trainer(logging_steps=1, max_steps=4, save_strategy="steps", save_steps=2)
+    folder, cards = Path(trainer.args.output_dir), CardsInTraining()
+    trainer.add_callback(cards)
+    trainer.train()
+    assert cards.seen == [(False, False)] * 2
+    assert FIGURE in (folder / "README.md").read_text()
+    assert (folder / FIGURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_run_has_a_whole_card(make_trainer):
+    trainer = make_trainer(logging_steps=1, max_steps=6, save_strategy="steps", save_steps=4)
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(exist_ok=True)
+    (folder / FIGURE).touch()  # of a run before, whose card it was
+
+    class Interruption(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert FIGURE not in (folder / "README.md").read_text() and not (folder / FIGURE).exists()
+    trainer.create_model_card("model")
+    assert FIGURE in (folder / "README.md").read_text() and (folder / FIGURE).exists()
 
 
 def test_lora_adapter(hub, make_trainer, tmp_path):
@@ -632,8 +672,9 @@ def train_arguments(out):
 
 
 def launch_two(hub, out):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
-    command += ["--num_processes", "2", "--main_process_port", "0", "train.py", *train_arguments(out)]
+    command = [prepared_python(), "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+    command += ["--num_processes", "2", "--main_process_port", "0"]
+    command += [str(JOBS / "pushing_train.py"), *train_arguments(out)]
     return subprocess.run(
         command,
         cwd=ROOT,

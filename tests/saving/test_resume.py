@@ -3,6 +3,7 @@
 import copy
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def resumed(make_trainer, tmp_path):
     def run(checkpoint, model=None, **overrides):
         trainers = []
         for choice in (None, str(tmp_path / "out" / f"checkpoint-{checkpoint}")):
-            trainer = make_trainer(model=None if model is None else model(), **(SAVING | overrides))
+            saving = SAVING if choice is None else {"save_strategy": "no"}
+            trainer = make_trainer(model=None if model is None else model(), **(saving | overrides))
             trainer.train(resume_from_checkpoint=choice)
             trainers.append(trainer)
         return trainers
@@ -245,10 +247,18 @@ def test_the_command_names_another_run_before_the_model_loads(tmp_path, caplog):
     assert f"{tmp_path} already holds another run (model.safetensors, trainer_state.json): this run" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """The folder of a run that the first test which asks for it makes."""
+    return tmp_path_factory.mktemp("finished") / "out"
+
+
 @pytest.fixture
-def finished(make_trainer, tmp_path, caplog):
+def finished(make_trainer, finished_run, tmp_path, caplog):
     """A run of 4 steps, 2 a rollout; resumes it with other options, and returns the trainer and what was said."""
-    make_trainer(**SAVING).train()
+    if not finished_run.exists():
+        make_trainer(**(SAVING | {"output_dir": str(finished_run)})).train()
+    shutil.copytree(finished_run, tmp_path / "out")
 
     def resume(checkpoint, **options):
         trainer = make_trainer(**(SAVING | {"output_dir": str(tmp_path / "again")} | options))

@@ -42,9 +42,16 @@ class _Point(NamedTuple):
 
 
 def write_card(
-    args: GRPOConfig, write_base_card: Callable[[], None], state: TrainerState, hub_model_id: str | None, model: Any
+    args: GRPOConfig,
+    write_base_card: Callable[[], None],
+    state: TrainerState,
+    hub_model_id: str | None,
+    model: Any,
+    draw: bool = True,
 ) -> None:
     """Writes the card and its figure into `args.output_dir`, each in one move, so that a reader sees a whole file.
+
+    A card that shows a figure is replaced after its new figure is there, and before its old figure goes.
 
     Args:
         args (`GRPOConfig`): The run's configuration.
@@ -52,6 +59,7 @@ def write_card(
         state (`TrainerState`): The run's progress and log.
         hub_model_id (`str`, *optional*): The repository, once there is one.
         model (`PreTrainedModel` or `PeftModel`): The policy.
+        draw (`bool`, defaults to `True`): Whether the card shows the figure, which takes longer than all the rest.
     """
     run = args.output_dir
     folder = Path(str(run))
@@ -64,7 +72,7 @@ def write_card(
             write_base_card()
         finally:
             args.output_dir = run
-        extend_card(staging, args, state, hub_model_id, model)
+        extend_card(staging, args, state, hub_model_id, model, draw)
         drawn = (staging / FIGURE).exists()
         if drawn:
             (staging / FIGURE).replace(folder / FIGURE)
@@ -73,7 +81,9 @@ def write_card(
             (folder / FIGURE).unlink(missing_ok=True)  # of an earlier run in the same folder
 
 
-def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_id: str | None, model: Any) -> None:
+def extend_card(
+    folder: Path, args: GRPOConfig, state: TrainerState, hub_model_id: str | None, model: Any, draw: bool = True
+) -> None:
     """Adds to the card that TRL has written into `folder`, and draws the figure that it shows beside it.
 
     A run of a plain `GRPOConfig` keeps TRL's card, but for what TRL says of a base model or repository called `None`.
@@ -84,6 +94,7 @@ def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_i
         state (`TrainerState`): Its progress and log.
         hub_model_id (`str`, *optional*): The repository, once there is one.
         model (`PreTrainedModel` or `PeftModel`): The policy.
+        draw (`bool`, defaults to `True`): Whether to draw the figure.
     """
     path = folder / "README.md"
     card = ModelCard.load(path)
@@ -101,7 +112,7 @@ def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_i
             tags += args.entropy_control.split("+")
             if SELECTED_TOKENS in control.claims:  # the others have TRL's citation, which is GRPO's
                 text += f"\nCite GRPO as:\n\n```bibtex\n{GRPOTrainer._paper['citation']}\n```\n"
-        text = _before(text, _VERSIONS, "\n\n".join(_sections(folder, args, control, adapter, state)))
+        text = _before(text, _VERSIONS, "\n\n".join(_sections(folder if draw else None, args, control, adapter, state)))
         text = _before(
             text, _FIRST_VERSION, f"- Entropy-TRL: {__version__}\n- Python: {platform.python_version()}", "\n"
         )
@@ -117,7 +128,9 @@ def _before(text: str, mark: str, addition: str, gap: str = "\n\n") -> str:
     return text.replace(mark, f"{addition}{gap}{mark}", 1)
 
 
-def _sections(folder: Path, args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerState) -> Iterable[str]:
+def _sections(
+    folder: Path | None, args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerState
+) -> Iterable[str]:
     yield "### Entropy control"
     if control is None:
         yield "Off: this is plain GRPO."
@@ -195,16 +208,16 @@ def _points(log: Iterable[dict[str, Any]], reward_name: str) -> list[_Point]:
     return [points[step] for step in sorted(points)]
 
 
-def _curve(folder: Path, points: Sequence[_Point], all_completions: bool) -> Iterable[str]:
+def _curve(folder: Path | None, points: Sequence[_Point], all_completions: bool) -> Iterable[str]:
     first, last = points[0], points[-1]
     summary = (
         f"Policy entropy went from {first.entropy:.3g} to {last.entropy:.3g} nats a token, and the training reward "
         f"from {first.reward:.3g} to {last.reward:.3g}, between updates {first.step} and {last.step}."
     )
-    if find_spec("matplotlib") is not None and len(points) > 1:
+    if folder is not None and find_spec("matplotlib") is not None and len(points) > 1:
         _draw(points, folder / FIGURE)
         yield f"![{summary}]({FIGURE})"
-    else:
+    elif folder is not None:
         (folder / FIGURE).unlink(missing_ok=True)  # of an earlier run in the same folder
     yield summary
     yield markdown_table(
@@ -217,7 +230,9 @@ def _curve(folder: Path, points: Sequence[_Point], all_completions: bool) -> Ite
 
 def _draw(points: Sequence[_Point], path: Path) -> None:
     """Entropy and reward over the updates, one above the other."""
-    figure = import_module("matplotlib.figure").Figure(figsize=(7, 5), layout="constrained")
+    figure = import_module("matplotlib.figure").Figure(figsize=(7, 5))
+    # A layout that looks for the margins itself draws everything twice.
+    figure.subplots_adjust(left=0.14, right=0.98, bottom=0.1, top=0.98, hspace=0.1)
     steps = [point.step for point in points]
     panels = (
         ("policy entropy\n(nats a token)", [point.entropy for point in points], "#0072B2"),

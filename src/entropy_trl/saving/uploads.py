@@ -59,7 +59,9 @@ class PushingTrainer(GRPOTrainer):
 
     hub_model_id: str | None
     push_in_progress: PushInProgress | None = None
+    #: What TRL's card takes, of a card that is not written yet or has no figure yet.
     _unwritten_card: tuple[Any, ...] | None = None
+    _draws: bool = True
 
     def __init__(self, model, reward_funcs, args, *trainer_args, **trainer_kwargs):
         self._uploads = Uploads(args)
@@ -68,6 +70,21 @@ class PushingTrainer(GRPOTrainer):
             hf_api().token, args.hub_token = args.hub_token, None
         super().__init__(model, reward_funcs, args, *trainer_args, **trainer_kwargs)
         self._uploads.started = True
+
+    # Each checkpoint writes the card. The figure takes longer than the rest, and waits for an upload or the end.
+    def train(self, *args, **kwargs):
+        with self._figure_in_card(False):
+            output = super().train(*args, **kwargs)
+        self._write_card()
+        return output
+
+    @contextmanager
+    def _figure_in_card(self, draws):
+        before, self._draws = self._draws, draws
+        try:
+            yield
+        finally:
+            self._draws = before
 
     def init_hf_repo(self, token=None):
         self.push_in_progress = None
@@ -107,9 +124,11 @@ class PushingTrainer(GRPOTrainer):
                 self.init_hf_repo(token)
             if self.hub_model_id is None:  # and it has been told why
                 self.save_model(_internal_call=True)
-                self.create_model_card(**{"model_name": intended_name(self.args).split("/")[-1]} | kwargs)
+                with self._figure_in_card(True):
+                    self.create_model_card(**{"model_name": intended_name(self.args).split("/")[-1]} | kwargs)
                 return None
-        job = super().push_to_hub(commit_message, False, token, revision, **kwargs)
+        with self._figure_in_card(True):
+            job = super().push_to_hub(commit_message, False, token, revision, **kwargs)
         if job is None:
             return None
         self.push_in_progress = PushInProgress([job])
@@ -129,7 +148,8 @@ class PushingTrainer(GRPOTrainer):
             return
         if self.args.hub_always_push:  # transformers would write over the files that the last upload still reads
             self._finish_current_push()
-        self._write_card()
+        with self._figure_in_card(True):
+            self._write_card()
         known = set() if self.push_in_progress is None else set(self.push_in_progress.jobs)
         with _without_growing_files():
             super()._push_from_checkpoint(checkpoint_folder)
@@ -152,7 +172,8 @@ class PushingTrainer(GRPOTrainer):
     # in training does not wait for that. It leaves the card for the end of the upload.
     def _finish_current_push(self):
         super()._finish_current_push()
-        self._write_card()
+        if self.push_in_progress is not None:
+            self._write_card()
 
     def save_model(self, output_dir=None, _internal_call=False):
         if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
@@ -172,6 +193,7 @@ class PushingTrainer(GRPOTrainer):
     def _write_card(self):
         if self._unwritten_card is None or self._is_pushing or not self.is_world_process_zero():
             return
-        card, self._unwritten_card = self._unwritten_card, None
-        base = partial(super().create_model_card, *card)
-        write_card(self.args, base, self.state, self.hub_model_id, self.model)
+        base = partial(super().create_model_card, *self._unwritten_card)
+        write_card(self.args, base, self.state, self.hub_model_id, self.model, self._draws)
+        if self._draws:
+            self._unwritten_card = None
