@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def hanging(reward: CodeReward, count: int) -> float:
     return time.monotonic() - begun
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--humaneval", type=Path, help="the 164 problems, as JSON lines")
     parser.add_argument("--mbpp", type=Path, help="the 974 problems, as JSON lines")
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--hanging", type=int, default=0, help="how many programs that never end to time")
     parser.add_argument("--limit", type=int, help="problems of each file, for a quick look")
     parser.add_argument("--output", type=Path, help="where to write the numbers, as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     reward = CodeReward(options.workers, options.time_limit)
     results: dict[str, Any] = {}
     for name, read in (("humaneval", humaneval), ("mbpp", mbpp)):
@@ -152,6 +153,7 @@ def main() -> None:
     print(json.dumps(results, indent=2))
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -328,7 +329,7 @@ LIES = {
     "syntax": "def f(x) return 4",
     "null": "def f(x): return 4\0",
     "recursion": "def f(x): return f(x)",
-    "deep": "def f(x):\n    for _ in range(200_000): x = [x]\n    return x",
+    "deep": "def f(x):\n    for _ in range(20_000): x = [x]\n    return x",
     "cycle": "def f(x):\n    a = []; a.append(a); return a",
 }
 #: Lies that are told to every kind of test. The others are for this process, and for the tests' sandbox.
@@ -541,6 +542,39 @@ def test_a_process_that_is_killed_leaves_no_sandbox(tmp_path):
     assert len(inside) == 3
     _, alive = psutil.wait_procs(inside, timeout=10)
     assert not alive
+
+
+def test_an_interruption_ends_at_once(monkeypatch):
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while len(children()) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        CodeReward(2, 120)([f"import time; time.sleep(99)  # {i}" for i in range(9)], [CALL] * 9, "whole")
+    assert time.monotonic() - begun < 60
+    _, alive = psutil.wait_procs(children(), timeout=20)  # one that was being set up ends as its input does
+    assert not alive
+
+
+def test_processes_share_the_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    assert CodeReward().workers == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun sets it
+    assert CodeReward().workers == 2
+    monkeypatch.setenv("ENTROPY_TRL_SANDBOX_WORKERS", "3")
+    assert CodeReward().workers == 3
+
+
+def test_a_forked_process_has_its_own_turns():
+    with REWARD._free, REWARD._free:  # as a thread that the fork leaves behind may
+        child = os.fork()
+        if not child:
+            os._exit(int(REWARD(["def f(x): return 4"], [CALL], "whole") != [1.0]))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_order_repeats_threads_and_copies(monkeypatch):

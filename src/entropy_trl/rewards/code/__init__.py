@@ -26,7 +26,6 @@ A row's `tests` is one JSON text. `kind` and `cases` are required:
 A program that does not compile alone is appended to the prefix, as HumanEval's completions are.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -50,6 +49,7 @@ from entropy_trl.rewards.code.judge import (
     judge,
 )
 from entropy_trl.rewards.code.sandbox import SandboxError, check_sandbox, sandbox_status
+from entropy_trl.rewards.code.session import end_sandboxes
 from entropy_trl.rewards.common import completion_text, processors
 from entropy_trl.rewards.sources import SourceNames
 
@@ -232,12 +232,14 @@ def _parallel(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(0.5)  # another thread may get the signal of Ctrl-C, which then does not wake this one
     finally:
         stopped.set()
-        with contextlib.suppress(RuntimeError):  # a thread that was never started
-            for thread in threads:
-                thread.join()
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            for thread in alive:
+                end_sandboxes(thread.ident)
+            alive[0].join(0.05)
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(items))]

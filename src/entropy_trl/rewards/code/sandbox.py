@@ -29,7 +29,7 @@ _START_LIMIT = 60.0
 _BOOT = (
     "import marshal,os,sys\n"
     "size=int(os.read(0,9));text=b''\n"
-    "while len(text)<size:text+=os.read(0,size-len(text))\n"
+    "while len(text)<size:text+=os.read(0,size-len(text)) or os._exit(1)\n"
     "for name,code in marshal.loads(text):\n"
     " module=sys.modules[name]=type(sys)(name);exec(code,module.__dict__)\n"
     "module.main()"

@@ -36,6 +36,7 @@ class Function(Remote):
 def main() -> None:
     """Run what the first message holds, then answer the others."""
     line = Line()
+    line.write(["hello"])
     start = line.read()
     if start["limits"]:  # the sandbox of a server has its own
         _limit(*start["limits"])
@@ -44,7 +45,6 @@ def main() -> None:
     sys.path.extend(start["paths"])
     sys.argv = ["solution.py"]
     open_streams()
-    line.write(["hello"])
     try:
         prefix, program = _compile(start["prefix"], start["program"])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -127,6 +127,7 @@ class _Solution(types.ModuleType):
 def main() -> None:
     """Run the tests of the first message. Each gets a message of its own that says how it ended."""
     line = Line()
+    line.write(["hello"])
     start = line.read()
     if start["limits"]:  # the sandbox of a server has its own
         for limit, value in zip((resource.RLIMIT_AS, resource.RLIMIT_CPU), start["limits"], strict=True):
@@ -135,7 +136,6 @@ def main() -> None:
     open_streams()
     sys.modules["pytest"] = pytest_module()
     peer = Peer(line, _serve, lambda peer, number, names: _remote(peer, number, names))
-    line.write(["hello"])
     names = line.read()[1]  # the program is ready
     sys.modules["solution"] = solution = _Solution(peer, names)
     module = types.ModuleType("tests")
