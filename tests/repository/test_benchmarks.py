@@ -150,3 +150,22 @@ def test_every_case_of_the_entropy_target_is_a_valid_setting(monkeypatch, tmp_pa
             assert config.entropy_control_kwargs["entropy_target"] == module.TARGET
     found = module.tracking([1.0, 1.0, 0.3, 0.15])
     assert found == {"tracking_error": pytest.approx(0.25), "lowest": 0.15, "highest": 0.3}
+
+
+def test_code_rewards(run, tmp_path, capsys):
+    prompt = 'def twice(x):\n    """Twice."""\n'
+    test = "def check(candidate):\n    for x in (1, 2):\n        assert candidate(x) == 2 * x\n"
+    humaneval = {"prompt": prompt, "canonical_solution": "    return 2 * x\n", "test": test, "entry_point": "twice"}
+    mbpp = {"code": "def sum(a, b):\r\n    return a + b", "test_setup_code": "", "challenge_test_list": []}
+    wrong = {"task_id": 2, "test_list": ["assert sum(1, 2) == 4"]}
+    (tmp_path / "humaneval.jsonl").write_text(json.dumps({"task_id": "HumanEval/0", **humaneval}) + "\n")
+    rows = [{"task_id": 1, "test_list": ["assert sum(1, 2) == 3"], **mbpp}, mbpp | wrong]
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = [text for name in ("humaneval", "mbpp") for text in (f"--{name}", str(tmp_path / f"{name}.jsonl"))]
+    report = run("code_rewards", [*argv, "--time-limit", "30"], tmp_path / "report.json")
+    for name, passing in (("humaneval", 1), ("mbpp", 1)):
+        row = report[name]
+        assert (row["pass_bare"], row["pass_both"]) == (passing, passing)
+        assert row["pass_sandbox_only"] == row["pass_bare_only"] == row["mutated_score"] == []
+    assert report["mbpp"]["outcomes"] == {"passed": 1, "wrong answer": 1}
+    assert "| mbpp | 2 | 1 | 1 | 0 |" in capsys.readouterr().out
