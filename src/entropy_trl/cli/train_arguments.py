@@ -52,6 +52,8 @@ class CovGRPOScriptArguments(ScriptArguments):
             Share of an evaluation problem's 13-grams from which on a row overlaps it.
         max_prompt_length (`int`, *optional*):
             Rows whose prompt has more tokens are left out.
+        max_tests_size (`int`, *optional*, defaults to `32`):
+            Megabytes of tests that one row of a programming task may have: rows with more are unusable.
         max_bad_rows (`float`, *optional*, defaults to `0.01`):
             Fraction of the rows that may be unusable: more are an error.
         dropped_rows_file (`str`, *optional*):
@@ -113,6 +115,9 @@ class CovGRPOScriptArguments(ScriptArguments):
     )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Rows whose prompt has more tokens are left out."}
+    )
+    max_tests_size: int = field(
+        default=32, metadata={"help": "Megabytes of tests that one row of a programming task may have."}
     )
     max_bad_rows: float = field(
         default=0.01, metadata={"help": "Fraction of the rows that may be unusable: more are an error."}

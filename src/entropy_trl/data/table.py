@@ -27,6 +27,9 @@ _CODE_FILES = (
     Path(templates.__file__),
     *sorted((Path(templates.__file__).parent / "rewards").glob("*.py")),
 )
+# Rows that are converted at a time. Those of programming problems may have megabytes of tests.
+_BATCH, _CODE_BATCH = 1000, 100
+_HELPERS = {"problem": "_problem", "statement": "_statement", "dropped": "_dropped"}
 _CODE = Hasher.hash([file.read_bytes() for file in _CODE_FILES])
 
 
@@ -38,9 +41,11 @@ def prepare_table(
         raise ValueError(f"Data set {name!r} has no rows.")
     # Equal rows go first, by their hashes: the Python objects of a thousand rows exist at a time, and the 99 repeats of
     # each row of DAPO-Math-17k are never converted.
+    batch_size = _BATCH if set(reading.schemas) <= {"ground_truth"} else _CODE_BATCH
     hashes = rows.select_columns(reading.columns).map(
         _hashes,
         batched=True,
+        batch_size=batch_size,
         remove_columns=reading.columns,
         features=datasets.Features({"hash": _HASH}),
         fn_kwargs={"code": _CODE},
@@ -67,10 +72,14 @@ def prepare_table(
         if reading.solution is not None:
             features["solution"] = datasets.Value("string")
         features["answer_format"] = datasets.Value("string")
-        features |= {helper: datasets.Value("string") for helper in ("_problem", "_dropped")}
+        if reading.schemas:  # the tests of many rows are more than 32-bit offsets reach
+            features |= {"tests": datasets.Value("large_string"), "code_format": datasets.Value("string")}
+        helpers = ("_problem", "_statement", "_dropped") if reading.schemas else ("_problem", "_dropped")
+        features |= {helper: datasets.Value("string") for helper in helpers}
     rows = (rows if len(sources) == count else rows.select(sources)).map(
         _read_batch,
         batched=True,
+        batch_size=_CODE_BATCH if reading.schemas else _BATCH,
         remove_columns=[column for column in reading.consumed if column in rows.column_names],
         features=features,
         fn_kwargs={"reading": reading, "code": _CODE},
@@ -78,7 +87,7 @@ def prepare_table(
     )
 
     reasons = np.array(rows["_dropped"][:], dtype=object)
-    _find_repeats(rows, reasons)
+    _find_repeats(rows, reasons, with_answers=reading.solution is not None)
     hits = _find_overlaps(rows, reasons, benchmarks)
     _find_long_prompts(rows, reasons, options)
     for reason in dict.fromkeys(reasons):
@@ -91,7 +100,9 @@ def prepare_table(
     dropped.check_rest()
     if dropped.total:
         logger.warning("%s", dropped)
-    rows = rows.remove_columns(["_problem", "_dropped"])
+    rows = rows.remove_columns([column for column in rows.column_names if column in _HELPERS.values()])
+    if reading.schemas:
+        rows = _without_empty(rows, reading)
     kept = np.flatnonzero(reasons == "")
     return rows if len(kept) == len(rows) else rows.select(kept)
 
@@ -105,8 +116,7 @@ def _read_batch(batch: Mapping[str, list[Any]], reading: Reading, code: str) -> 
         reading.row(dict(zip(reading.columns, values, strict=True)))
         for values in zip(*(batch[column] for column in reading.columns), strict=True)
     ]
-    names = {"problem": "_problem", "dropped": "_dropped"}
-    return {names.get(column, column): [row[column] for row in read] for column in read[0]}
+    return {_HELPERS.get(column, column): [row[column] for row in read] for column in read[0]}
 
 
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
@@ -114,7 +124,21 @@ def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
     return column
 
 
-def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None:
+def _without_empty(rows: datasets.Dataset, reading: Reading) -> datasets.Dataset:
+    """Without the columns of programming problems if there are none, or of answers if there is nothing else."""
+    if not _has_values(rows, "tests"):
+        return rows.remove_columns(["tests", "code_format"])
+    if "ground_truth" in reading.schemas and reading.solution is not None and not _has_values(rows, "solution"):
+        return rows.remove_columns("solution")
+    return rows
+
+
+def _has_values(rows: datasets.Dataset, name: str) -> bool:
+    column = rows.data.column(name)
+    return bool(column.null_count < len(column))
+
+
+def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any], with_answers: bool) -> None:
     """Repeats that differ in white space or in other columns, and prompts with several answers."""
     usable = np.flatnonzero(reasons == "")
     if not len(usable):
@@ -124,8 +148,8 @@ def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None
     _, first, prompt = np.unique(prompts, return_index=True, return_inverse=True)
     repeat = first[prompt] != np.arange(len(usable))
     conflicting = np.zeros(len(first), dtype=bool)
-    if "solution" in rows.column_names:
-        answers = hashed(map(normal_answer, subset["solution"]))
+    if with_answers:
+        answers = hashed(normal_answer(answer or "") for answer in subset["solution"])
         conflicting[prompt[answers != answers[first][prompt]]] = True
     reasons[usable[repeat]] = REPEAT
     reasons[usable[conflicting[prompt]]] = CONFLICT
@@ -137,7 +161,7 @@ def _find_overlaps(
     usable = np.flatnonzero(reasons == "")
     if not benchmarks.problems or not len(usable):
         return {}
-    problems = rows.select(usable)["_problem"]
+    problems = rows.select(usable)["_statement" if "_statement" in rows.column_names else "_problem"]
     hits = {int(i): hit for i, problem in zip(usable, problems, strict=True) if (hit := benchmarks.overlaps(problem))}
     reasons[list(hits)] = OVERLAP
     return hits
