@@ -3,10 +3,10 @@
 import argparse
 import os
 import platform
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 from entropy_trl._version import __version__
+from entropy_trl.rewards.code import sandbox_status
 
 
 DESCRIPTION = "Print versions, devices, optional packages and the sandbox of this machine, for a bug report."
@@ -36,7 +36,7 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, str]]:
         (f"GPU {i}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB") for i, device in enumerate(devices)
     ] or [("GPU", "none")]
     facts += [(f"{name} (optional)", _version(name)) for name in OPTIONAL]
-    facts.append(("bubblewrap (sandbox)", shutil.which("bwrap") or "not installed"))
+    facts.append(("sandbox of programs", sandbox_status()))
     return facts
 
 

@@ -31,7 +31,7 @@ class CovGRPOScriptArguments(ScriptArguments):
 
     Args:
         reward_funcs (`list[str]`, *optional*, defaults to `["math_reward"]`):
-            Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`,
+            Reward functions: `math_reward`, `code_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`,
             `think_format_reward` and `get_soft_overlong_punishment` (from 80% of `max_completion_length`), or the
             dotted path of any function.
         reward_model_name_or_path (`str`, *optional*):
@@ -76,7 +76,8 @@ class CovGRPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] = field(
         default_factory=lambda: ["math_reward"],
         metadata={
-            "help": "Reward functions: `math_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`, "
+            "help": "Reward functions: `math_reward`, `code_reward`, TRL's `accuracy_reward`, "
+            "`reasoning_accuracy_reward`, "
             "`think_format_reward`, `get_soft_overlong_punishment` (from 80%% of `max_completion_length`), or dotted "
             "paths (`my_lib.rewards.my_reward`)."
         },

@@ -115,10 +115,11 @@ def reward_functions(script_args: "CovGRPOScriptArguments", longest: int | None)
     """
     from trl import rewards as trl_rewards
 
-    from entropy_trl.rewards import math_reward
+    from entropy_trl.rewards import code_reward, math_reward
 
     known: dict[str, Callable[..., Any]] = {
         "math_reward": math_reward,
+        "code_reward": code_reward,
         "accuracy_reward": trl_rewards.accuracy_reward,
         "reasoning_accuracy_reward": trl_rewards.reasoning_accuracy_reward,
         "think_format_reward": trl_rewards.think_format_reward,

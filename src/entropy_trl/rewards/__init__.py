@@ -2,7 +2,8 @@ r"""Reward functions for verifiable problems. Each maps completions to one numbe
 
 `math_reward` reads the answer where the prompt's template asks for it (`answers.py`). It compares small numbers and
 words in this process, and the rest in worker processes with a hard time limit (`pool.py`, `worker.py`). `equality.py`
-has the rules. Importing this imports neither torch nor TRL, so that workers start in a second.
+has the rules. `code_reward` (`code/`) runs programs in sandboxes. Importing this imports neither torch
+nor TRL, so that workers start in a second.
 """
 
 import os
@@ -12,13 +13,23 @@ from itertools import groupby
 from typing import Any
 
 from entropy_trl.rewards.answers import ANSWER_FORMATS, final_answer
+from entropy_trl.rewards.code import CodeReward, code_reward
+from entropy_trl.rewards.common import completion_text, processors
 from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
 from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
 from entropy_trl.rewards.sources import SourceNames
 from entropy_trl.rewards.tokens import restore_escapes
 
 
-__all__ = ["ANSWER_FORMATS", "MathReward", "accepts_itself", "final_answer", "math_reward"]
+__all__ = [
+    "ANSWER_FORMATS",
+    "CodeReward",
+    "MathReward",
+    "accepts_itself",
+    "code_reward",
+    "final_answer",
+    "math_reward",
+]
 
 _NO_ANSWER = "no answer"
 _METRICS = {_NO_ANSWER: "no_answer", UNPARSED: "unparsed", TIMEOUT: "timeouts", CRASH: "crashes"}
@@ -39,7 +50,9 @@ class MathReward:
     __name__ = "math_reward"  # TRL names its metrics by it
 
     def __init__(self, workers: int | None = None, time_limit: float | None = None):
-        self.workers = int(os.environ.get("ENTROPY_TRL_REWARD_WORKERS", _processors())) if workers is None else workers
+        self.workers = (
+            int(os.environ.get("ENTROPY_TRL_REWARD_WORKERS", min(4, processors()))) if workers is None else workers
+        )
         self.time_limit = float(
             os.environ.get("ENTROPY_TRL_REWARD_TIME_LIMIT", 5.0) if time_limit is None else time_limit
         )
@@ -67,7 +80,7 @@ class MathReward:
         if answer_format is None or isinstance(answer_format, str):
             answer_format = [answer_format] * len(completions)
         answers = [
-            restore_escapes(final_answer(_text(completion), name or "any"))
+            restore_escapes(final_answer(completion_text(completion), name or "any"))
             for completion, name in zip(completions, answer_format, strict=True)
         ]
         references = [_reference(reference) for reference in solution]
@@ -178,25 +191,9 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 _COMPLETIONS = {"boxed": "\\boxed{{{}}}", "answer_line": "Answer: {}", "answer_tag": "<answer>{}</answer>"}
 
 
-def _processors() -> int:
-    """4 workers, or fewer where the processes of this machine (torchrun says how many) have fewer processors each."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
 def _reference(solution: Any) -> str:
     """The answer of a row; empty, which nothing equals, where it has none."""
     if solution is None or solution != solution:  # NaN, as pandas has it
         return ""
     text = _DOUBLED.sub(r"\\", restore_escapes(str(solution)))
     return final_answer(text, "boxed") or text
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion, which is plain or a conversation."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1].get("content") if completion else None  # a tool call has no content
-    if isinstance(content, list):  # content in parts: only the parts of text can hold an answer
-        content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
-    return content or ""
