@@ -12,6 +12,7 @@ import pytest
 from entropy_trl.data import RowOptions, load_rows, prepare_rows
 from entropy_trl.data.dropped import BAD as BAD_REASONS
 from entropy_trl.data.reading import Reading
+from entropy_trl.data.solutions import reference_programs
 from entropy_trl.templates import TEMPLATES
 
 
@@ -305,3 +306,31 @@ def test_tables_of_several_schemas_mix():
 def test_data_sets_of_mathematics_get_no_columns_of_tests():
     row = {"prompt": [{"role": "user", "content": "1?"}], "reward_model": {"ground_truth": "1"}, "ability": "MATH"}
     assert "tests" not in read(row).column_names
+
+
+def test_rows_whose_reference_programs_fail(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    wrong, right = "def f(x):\n    return 5", "def f(x):\n    return 2 * x"
+    rows = [MBPP | {"text": f"{code}?", "code": code} for code in (right, wrong, "", "def f(:")]
+    assert [row["code"] for row in read(*rows, check_solutions=True)] == [right, ""]
+    assert "2 have a reference program that fails the tests (rows 1, 3)" in caplog.text
+    # The results are kept: a sandbox that would fail is not asked.
+    monkeypatch.setattr("entropy_trl.data.solutions.CodeReward", lambda: None)
+    assert len(read(*rows, check_solutions=True)) == 2
+    with pytest.raises(ValueError, match="check_solutions is for tables"):
+        prepare_rows(datasets.Dataset.from_list([MBPP]).to_iterable_dataset(), name="rows", check_solutions=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "programs"),
+    [
+        (HUMANEVAL, [HUMANEVAL["canonical_solution"]]),
+        (APPS | {"solutions": json.dumps(["a", "b", "c", "d"])}, ["a", "b", "c"]),
+        (APPS | {"solutions": "[1, 2"}, ["[1, 2"]),
+        (CONTESTS | {"solutions": {"language": [2, 3], "solution": ["c++", "python"]}}, ["python"]),
+        (CONTESTS | {"solutions": [{"language": "PYTHON3", "solution": "python"}]}, ["python"]),
+        (LIVE, []),
+    ],
+)
+def test_reference_programs(row, programs):
+    assert reference_programs(row) == programs

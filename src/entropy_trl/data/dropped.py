@@ -35,6 +35,7 @@ _BAD_TESTS = (*_FORM, PICKLED_TESTS, FILE_TESTS, LARGE_TESTS)
 BAD_CODE_FORMAT = f"have a code_format that is none of {', '.join(CODE_FORMATS)}"
 _BAD_ANSWERS = (NO_ANSWER, STRUCTURE, NOT_TEXT, INEXACT, NO_RESULT, NOT_ACCEPTED)
 BAD = (NO_PROMPT, MIXED_PROMPT, *_BAD_ANSWERS, *_BAD_TESTS, BAD_FORMAT, BAD_CODE_FORMAT, NO_PROBLEM, TOO_LONG)
+FAILING_SOLUTION = "have a reference program that fails the tests"
 OTHER_LANGUAGE = "are in another language"
 OVERLAP = "overlap an evaluation problem"
 REPEAT = "repeat an earlier row's prompt and answer"
@@ -74,7 +75,7 @@ class Dropped:
         return f"{number} {reason}" + (f" ({'rows' if len(rows) > 1 else 'row'} {named})" if rows else "")
 
     def __str__(self) -> str:
-        order = [REPEAT, CONFLICT, LATER_CONFLICT, *BAD, OTHER_LANGUAGE, OVERLAP]
+        order = [REPEAT, CONFLICT, LATER_CONFLICT, *BAD, OTHER_LANGUAGE, OVERLAP, FAILING_SOLUTION]
         given = [reason for reason in order if reason in self.rows or (reason == REPEAT and self.repeats)]
         lines = [f"Data set {self.name!r}: kept {self.count - self.total} of {self.count} rows. Of the others"]
         for reason in given:

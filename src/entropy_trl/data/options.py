@@ -37,6 +37,9 @@ class RowOptions:
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): What TRL passes to the chat template, if anything.
         max_tests_size (`int`, *optional*, defaults to `32`): The largest size of the tests of one row of a programming
             task, in megabytes of JSON text.
+        check_solutions (`bool`, *optional*, defaults to `False`): Run the reference programs of programming tasks in
+            the sandbox, and leave out rows where none of the first three passes the tests. A program runs once: the
+            results are kept in the cache of `datasets`.
         max_bad_rows (`float`, *optional*, defaults to `0.01`): The largest fraction of different rows that cannot be
             used: more of them are an error.
         dropped_rows_file (`str`, *optional*): A file to write, one JSON line for each row left out that is not a mere
@@ -53,6 +56,7 @@ class RowOptions:
     tokenizer: Any = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_tests_size: int = 32
+    check_solutions: bool = False
     max_bad_rows: float = 0.01
     dropped_rows_file: str | None = None
 
@@ -88,5 +92,6 @@ class RowFields(TypedDict, total=False):
     tokenizer: Any
     chat_template_kwargs: Mapping[str, Any]
     max_tests_size: int
+    check_solutions: bool
     max_bad_rows: float
     dropped_rows_file: str | None

@@ -21,11 +21,11 @@ from typing import Any
 from entropy_trl.data.cases import UnusableTests, compressed, decoded, input_output, written
 from entropy_trl.data.dropped import FILE_TESTS, MALFORMED_TESTS, NO_TESTS, UNKNOWN_TESTS
 from entropy_trl.data.structures import field_of
+from entropy_trl.rewards.code.cases import KINDS, TestsError, read_tests
 
 
 Row = Mapping[str, Any]
 _STREAMS = "Read the input from standard input, and write the output to standard output."
-_KINDS = ("asserts", "stdin", "function", "pytest")
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,13 @@ class Schema:
         """
         tests, asks = self.read(row, limit)
         _check(tests)
+        text = written(tests, limit)
+        try:
+            read_tests.__wrapped__(text)  # past its cache, which would keep the tests of all rows
+        except TestsError as error:
+            raise UnusableTests(MALFORMED_TESTS) from error
         is_code = self.read is _check_function and bool(tests["prefix"]) and not _there(row.get("problem_description"))
-        return Program(written(tests, limit), asks, is_code)
+        return Program(text, asks, is_code)
 
 
 def schemas_of(columns: Sequence[str]) -> tuple[str, ...]:
@@ -261,18 +266,14 @@ SCHEMAS = {
 
 
 def _check(tests: Mapping[str, Any]) -> None:
-    """Raises UnusableTests for tests that `code_reward` would refuse."""
-    if tests.get("kind") not in _KINDS or (tests.get("language") or "python") != "python":
+    """Raises UnusableTests for tests without cases or of an unknown kind, which have reasons of their own."""
+    if tests.get("kind") not in KINDS or (tests.get("language") or "python") != "python":
         raise UnusableTests(UNKNOWN_TESTS)
     cases = tests.get("cases")
     if not isinstance(cases, list):
         raise UnusableTests(NO_TESTS if cases is None else MALFORMED_TESTS)
     if not cases:
         raise UnusableTests(NO_TESTS)
-    codes = [tests.get(name, "") for name in ("prefix", "setup", "entry_point")]
-    codes += cases if tests["kind"] in ("asserts", "pytest") else []
-    if not all(isinstance(code, str) and _parses(code) for code in codes):
-        raise UnusableTests(MALFORMED_TESTS)
 
 
 def _parses(code: str) -> bool:

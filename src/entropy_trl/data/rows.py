@@ -109,6 +109,11 @@ def _prepare(
     classes = [column for column in columns if isinstance(features.get(column), datasets.ClassLabel)]
     reading = Reading.of(columns, name, options, samples, classes)
     streaming = isinstance(rows, datasets.IterableDataset)
+    if streaming and options.check_solutions:
+        raise ValueError(
+            f"check_solutions is for tables, and data set {name!r} is a stream: each pass would run all programs. "
+            "Set check_solutions or streaming (dataset_streaming) to false."
+        )
     if streaming and not any(schema_of(row, ("ground_truth",)) for row in samples):
         reading = reading.without("ground_truth")  # a stream has its columns before its rows
     benchmarks = Benchmarks(options.exclude_overlap, options.overlap_threshold)

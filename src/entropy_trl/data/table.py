@@ -11,10 +11,11 @@ from datasets.fingerprint import Hasher
 
 from entropy_trl import templates
 from entropy_trl.data.answers import normal, normal_answer
-from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
+from entropy_trl.data.dropped import CONFLICT, FAILING_SOLUTION, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
 from entropy_trl.data.reading import Reading, hashed, prompt_length
+from entropy_trl.data.solutions import failing_rows
 
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _HASH = datasets.Value("uint64")
 _CODE_FILES = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(templates.__file__),
-    *sorted((Path(templates.__file__).parent / "rewards").glob("*.py")),
+    *sorted((Path(templates.__file__).parent / "rewards").rglob("*.py")),
 )
 # Rows that are converted at a time. Those of programming problems may have megabytes of tests.
 _BATCH, _CODE_BATCH = 1000, 100
@@ -90,6 +91,9 @@ def prepare_table(
     _find_repeats(rows, reasons, with_answers=reading.solution is not None)
     hits = _find_overlaps(rows, reasons, benchmarks)
     _find_long_prompts(rows, reasons, options)
+    if options.check_solutions and reading.schemas:
+        usable = np.flatnonzero(reasons == "")
+        reasons[usable[failing_rows(rows.select(usable))]] = FAILING_SOLUTION
     for reason in dict.fromkeys(reasons):
         if reason:
             dropped.add(reason, sources[reasons == reason])
