@@ -15,6 +15,10 @@ AnswerFormat = Literal["boxed", "answer_line", "answer_tag", "any"]
 r"""Where an answer is: in the last `\boxed{}`, in a line `Answer: ...`, in `<answer>` tags, or wherever it is found."""
 ANSWER_FORMATS: tuple[str, ...] = get_args(AnswerFormat)
 
+CodeFormat = Literal["fenced", "whole"]
+"""Where a program is: in the last fenced block, or in all of the completion if it has no such block."""
+CODE_FORMATS: tuple[str, ...] = get_args(CodeFormat)
+
 _PLACE = "{problem}"
 # What tells that a prompt says already how to answer, in words that no template here has.
 _INSTRUCTION = re.compile(r"\\boxed|<answer>|\banswer\s*:", re.IGNORECASE)
@@ -29,12 +33,15 @@ class PromptTemplate:
         system (`str | None`): The system message; None leaves it to the model's chat template.
         user (`str`): The user message, in which `{problem}` stands for the problem.
         answer_format (`AnswerFormat`): Where the answer is then expected.
+        code_format (`CodeFormat`, *optional*): Where the program is then expected. None: the wording does not ask for
+            a program.
     """
 
     name: str
     system: str | None
     user: str
     answer_format: AnswerFormat
+    code_format: CodeFormat | None = None
 
     def __post_init__(self) -> None:
         if self.user.count(_PLACE) != 1:
@@ -66,17 +73,22 @@ class PromptTemplate:
         return user[len(before) : len(user) - len(after)]
 
 
+# The template of DeepSeek-R1-Zero (arXiv 2501.12948, table 1) up to its `User:`.
+_R1_ZERO = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+    "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
+    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+    "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>."
+)
+
 TEMPLATES = {
     template.name: template
     for template in (
-        # System text: the template of DeepSeek-R1-Zero (arXiv 2501.12948, table 1) up to its `User:`. User text: what
-        # Open-Reasoner-Zero (arXiv 2503.24290) puts there, which asks for the answer in a box inside the tags.
+        # The user text is what Open-Reasoner-Zero (arXiv 2503.24290) puts there, which asks for the answer in a box
+        # inside the tags.
         PromptTemplate(
             name="r1_zero",
-            system="A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-            "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
-            "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
-            "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.",
+            system=_R1_ZERO,
             user="You must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And "
             "your final answer will be extracted automatically by the \\boxed{} tag.\nThis is the problem:\n{problem}",
             answer_format="boxed",
@@ -99,8 +111,40 @@ TEMPLATES = {
             answer_format="answer_line",
         ),
         PromptTemplate(name="raw", system=None, user="{problem}", answer_format="any"),
+        # The same two styles for programs. The wordings are this package's: the published ones speak of answers.
+        PromptTemplate(
+            name="code",
+            system=None,
+            user="{problem}\n\nPlease reason step by step, and put your final Python program in one fenced code block, "
+            "which starts with ```python and ends with ```.",
+            answer_format="any",
+            code_format="fenced",
+        ),
+        PromptTemplate(
+            name="r1_zero_code",
+            system=_R1_ZERO,
+            user="You must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And "
+            "your answer must have your final Python program in one fenced code block, which starts with ```python and "
+            "ends with ```.\nThis is the problem:\n{problem}",
+            answer_format="any",
+            code_format="fenced",
+        ),
     )
 }
+
+# What each template is for rows of the other kind, so that one `prompt_template` serves a mixture of both.
+_FOR_PROGRAMS = {"r1_zero": "r1_zero_code", "qwen_boxed": "code", "dapo": "code"}
+_FOR_MATHEMATICS = {"r1_zero_code": "r1_zero", "code": "qwen_boxed"}
+
+
+def for_programs(template: PromptTemplate) -> PromptTemplate:
+    """The template that a programming problem gets where this one is asked for."""
+    return TEMPLATES[_FOR_PROGRAMS.get(template.name, template.name)] if template.name in TEMPLATES else template
+
+
+def for_mathematics(template: PromptTemplate) -> PromptTemplate:
+    """The template that a problem of mathematics gets where this one is asked for."""
+    return TEMPLATES[_FOR_MATHEMATICS.get(template.name, template.name)] if template.name in TEMPLATES else template
 
 
 def get_template(name_or_text: str) -> PromptTemplate:
@@ -137,6 +181,32 @@ def bare_problem(prompt: str | Sequence[Any]) -> str | None:
     if user is None or _INSTRUCTION.search(f"{system or ''}\n{user}"):
         return None
     return user
+
+
+# The wording of the programming problems of PRIME-RL/Eurus-2-RL-Data.
+_EURUS = re.compile(
+    r"\s*Write Python code to solve the problem\. Present the code in\s+```python\s+Your code\s+```\s*at the end\.\s*\Z"
+)
+_CODE_INSTRUCTION = re.compile(r"```python|\bcode block\b", re.IGNORECASE)
+
+
+def bare_program_problem(prompt: str | Sequence[Any]) -> tuple[str | None, CodeFormat]:
+    """The programming problem in a prompt without instructions, and where the prompt asks for the program.
+
+    The problem is None if the prompt has instructions of an unknown wording.
+    """
+    known = recognise(prompt)
+    if known is not None:
+        return known[1], known[0].code_format or "whole"
+    system, user = _parts(prompt)
+    if user is None:
+        return None, "whole"
+    if _EURUS.search(user):
+        return _EURUS.sub("", user), "fenced"
+    text = f"{system or ''}\n{user}"
+    if _CODE_INSTRUCTION.search(text) or _INSTRUCTION.search(text):
+        return None, "whole"
+    return user, "whole"
 
 
 def _parts(prompt: Any) -> tuple[str | None, str | None]:

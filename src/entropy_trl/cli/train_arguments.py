@@ -31,7 +31,8 @@ class CovGRPOScriptArguments(ScriptArguments):
 
     Args:
         reward_funcs (`list[str]`, *optional*, defaults to `["math_reward"]`):
-            Reward functions: `math_reward`, `code_reward`, TRL's `accuracy_reward`, `reasoning_accuracy_reward`,
+            Reward functions: `math_reward`, `code_reward`, `verifiable_reward` (one or the other, by row), TRL's
+            `accuracy_reward`, `reasoning_accuracy_reward`,
             `think_format_reward` and `get_soft_overlong_punishment` (from 80% of `max_completion_length`), or the
             dotted path of any function.
         reward_model_name_or_path (`str`, *optional*):
@@ -52,6 +53,10 @@ class CovGRPOScriptArguments(ScriptArguments):
             Share of an evaluation problem's 13-grams from which on a row overlaps it.
         max_prompt_length (`int`, *optional*):
             Rows whose prompt has more tokens are left out.
+        max_tests_size (`int`, *optional*, defaults to `32`):
+            Megabytes of tests that one row of a programming task may have: rows with more are unusable.
+        check_solutions (`bool`, *optional*, defaults to `False`):
+            Leave out programming tasks whose reference programs fail their tests in the sandbox.
         max_bad_rows (`float`, *optional*, defaults to `0.01`):
             Fraction of the rows that may be unusable: more are an error.
         dropped_rows_file (`str`, *optional*):
@@ -74,8 +79,8 @@ class CovGRPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] = field(
         default_factory=lambda: ["math_reward"],
         metadata={
-            "help": "Reward functions: `math_reward`, `code_reward`, TRL's `accuracy_reward`, "
-            "`reasoning_accuracy_reward`, "
+            "help": "Reward functions: `math_reward`, `code_reward`, `verifiable_reward` (one or the other, by row), "
+            "TRL's `accuracy_reward`, `reasoning_accuracy_reward`, "
             "`think_format_reward`, `get_soft_overlong_punishment` (from 80%% of `max_completion_length`), or dotted "
             "paths (`my_lib.rewards.my_reward`)."
         },
@@ -114,6 +119,13 @@ class CovGRPOScriptArguments(ScriptArguments):
     )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Rows whose prompt has more tokens are left out."}
+    )
+    max_tests_size: int = field(
+        default=32, metadata={"help": "Megabytes of tests that one row of a programming task may have."}
+    )
+    check_solutions: bool = field(
+        default=False,
+        metadata={"help": "Leave out programming tasks whose reference programs fail their tests in the sandbox."},
     )
     max_bad_rows: float = field(
         default=0.01, metadata={"help": "Fraction of the rows that may be unusable: more are an error."}

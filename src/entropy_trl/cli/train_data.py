@@ -115,11 +115,12 @@ def reward_functions(script_args: "CovGRPOScriptArguments", longest: int | None)
     """
     from trl import rewards as trl_rewards
 
-    from entropy_trl.rewards import code_reward, math_reward
+    from entropy_trl.rewards import code_reward, math_reward, verifiable_reward
 
     known: dict[str, Callable[..., Any]] = {
         "math_reward": math_reward,
         "code_reward": code_reward,
+        "verifiable_reward": verifiable_reward,
         "accuracy_reward": trl_rewards.accuracy_reward,
         "reasoning_accuracy_reward": trl_rewards.reasoning_accuracy_reward,
         "think_format_reward": trl_rewards.think_format_reward,
@@ -178,6 +179,8 @@ def _checked_reward(function: Callable[..., Any], name: str) -> Callable[..., An
 
 def check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableDataset") -> None:
     """Refuses data without a column that a reward function cannot do without."""
+    from entropy_trl.rewards import verifiable_reward
+
     columns = rows.column_names
     if columns is None:  # streamed rows may not know their columns before they are read
         columns = list(next(iter(rows)))
@@ -185,6 +188,11 @@ def check_reward_columns(reward_funcs: list[Any], rows: "Dataset | IterableDatas
     for function in reward_funcs:
         if not inspect.isroutine(function):
             continue
+        if function is verifiable_reward and not {"tests", "solution"} & set(columns):
+            raise UsageError(
+                "The reward function verifiable_reward needs a column 'tests' or 'solution', and the data has neither: "
+                f"its columns are {', '.join(map(repr, columns))}."
+            )
         for parameter in inspect.signature(function).parameters.values():
             required = parameter.default is parameter.empty and parameter.kind in (
                 parameter.POSITIONAL_OR_KEYWORD,

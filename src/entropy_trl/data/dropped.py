@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from entropy_trl.files import write_output
-from entropy_trl.templates import ANSWER_FORMATS
+from entropy_trl.templates import ANSWER_FORMATS, CODE_FORMATS
 
 
 NO_PROMPT = "have no prompt"
@@ -22,8 +22,20 @@ NOT_ACCEPTED = "have an answer that math_reward cannot read: it would be wrong a
 BAD_FORMAT = f"have an answer_format that is none of {', '.join(ANSWER_FORMATS)}"
 NO_PROBLEM = "have a prompt with instructions of an unknown wording, which prompt_template cannot replace"
 TOO_LONG = "have a prompt longer than max_prompt_length"
+NO_TESTS = "have no tests"
+BROKEN_TESTS = "have tests that are no valid JSON"
+UNEQUAL_TESTS = "have tests with more inputs than outputs, or fewer"
+MALFORMED_TESTS = "have tests with a part that is missing or of a wrong type, or with code that does not parse"
+UNKNOWN_TESTS = "have tests of an unknown kind"
+PICKLED_TESTS = "have tests that are pickled objects, which could run code: only a pickled text is read"
+FILE_TESTS = "have tests that read or write files, which a sandbox does not have"
+LARGE_TESTS = "have tests larger than max_tests_size"
+_FORM = (NO_TESTS, BROKEN_TESTS, UNEQUAL_TESTS, MALFORMED_TESTS, UNKNOWN_TESTS)
+_BAD_TESTS = (*_FORM, PICKLED_TESTS, FILE_TESTS, LARGE_TESTS)
+BAD_CODE_FORMAT = f"have a code_format that is none of {', '.join(CODE_FORMATS)}"
 _BAD_ANSWERS = (NO_ANSWER, STRUCTURE, NOT_TEXT, INEXACT, NO_RESULT, NOT_ACCEPTED)
-BAD = (NO_PROMPT, MIXED_PROMPT, *_BAD_ANSWERS, BAD_FORMAT, NO_PROBLEM, TOO_LONG)
+BAD = (NO_PROMPT, MIXED_PROMPT, *_BAD_ANSWERS, *_BAD_TESTS, BAD_FORMAT, BAD_CODE_FORMAT, NO_PROBLEM, TOO_LONG)
+FAILING_SOLUTION = "have a reference program that fails the tests"
 OTHER_LANGUAGE = "are in another language"
 OVERLAP = "overlap an evaluation problem"
 REPEAT = "repeat an earlier row's prompt and answer"
@@ -63,7 +75,7 @@ class Dropped:
         return f"{number} {reason}" + (f" ({'rows' if len(rows) > 1 else 'row'} {named})" if rows else "")
 
     def __str__(self) -> str:
-        order = [REPEAT, CONFLICT, LATER_CONFLICT, *BAD, OTHER_LANGUAGE, OVERLAP]
+        order = [REPEAT, CONFLICT, LATER_CONFLICT, *BAD, OTHER_LANGUAGE, OVERLAP, FAILING_SOLUTION]
         given = [reason for reason in order if reason in self.rows or (reason == REPEAT and self.repeats)]
         lines = [f"Data set {self.name!r}: kept {self.count - self.total} of {self.count} rows. Of the others"]
         for reason in given:

@@ -9,6 +9,8 @@ from entropy_trl.templates import TEMPLATES, get_template
 
 DEFAULT_TEMPLATE = TEMPLATES["qwen_boxed"]
 """How a bare problem becomes a prompt where nothing else is asked for."""
+DEFAULT_CODE_TEMPLATE = TEMPLATES["code"]
+"""The same for a programming problem."""
 
 Language = Literal["en", "zh"]
 
@@ -18,8 +20,9 @@ class RowOptions:
     r"""What to make of rows, and which to leave out.
 
     Attributes:
-        prompt_template (`str`, *optional*): A name of `templates.TEMPLATES`, or a text with `{problem}`. None: ready
-            prompts stay as they are, and bare problems get `DEFAULT_TEMPLATE`.
+        prompt_template (`str`, *optional*): A name of `templates.TEMPLATES`, or a text with `{problem}`. Programming
+            problems get the template's counterpart for programs. None: ready prompts stay as they are, and bare
+            problems get `DEFAULT_TEMPLATE` or `DEFAULT_CODE_TEMPLATE`.
         prompt_column (`str`, *optional*): The column of the problem or prompt; a dot leads into a structure. None: see
             the module.
         solution_column (`str`, *optional*): The column of the answer; likewise.
@@ -32,6 +35,11 @@ class RowOptions:
         max_prompt_length (`int`, *optional*): The largest number of tokens of a prompt. Needs a tokenizer.
         tokenizer (`Any`, *optional*): What counts them, with its chat template, as TRL does.
         chat_template_kwargs (`Mapping[str, Any]`, *optional*): What TRL passes to the chat template, if anything.
+        max_tests_size (`int`, *optional*, defaults to `32`): The largest size of the tests of one row of a programming
+            task, in megabytes of JSON text.
+        check_solutions (`bool`, *optional*, defaults to `False`): Run the reference programs of programming tasks in
+            the sandbox, and leave out rows where none of the first three passes the tests. A program runs once: the
+            results are kept in the cache of `datasets`.
         max_bad_rows (`float`, *optional*, defaults to `0.01`): The largest fraction of different rows that cannot be
             used: more of them are an error.
         dropped_rows_file (`str`, *optional*): A file to write, one JSON line for each row left out that is not a mere
@@ -47,6 +55,8 @@ class RowOptions:
     max_prompt_length: int | None = None
     tokenizer: Any = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_tests_size: int = 32
+    check_solutions: bool = False
     max_bad_rows: float = 0.01
     dropped_rows_file: str | None = None
 
@@ -61,6 +71,8 @@ class RowOptions:
             raise ValueError(f"overlap_threshold must be above 0 and at most 1, got {self.overlap_threshold}.")
         if not 0 <= self.max_bad_rows <= 1:
             raise ValueError(f"max_bad_rows is a fraction from 0 to 1, got {self.max_bad_rows}.")
+        if self.max_tests_size < 1:
+            raise ValueError(f"max_tests_size is a number of megabytes, at least 1, got {self.max_tests_size}.")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
         if self.max_prompt_length is not None and self.tokenizer is None:
@@ -79,5 +91,7 @@ class RowFields(TypedDict, total=False):
     max_prompt_length: int | None
     tokenizer: Any
     chat_template_kwargs: Mapping[str, Any]
+    max_tests_size: int
+    check_solutions: bool
     max_bad_rows: float
     dropped_rows_file: str | None

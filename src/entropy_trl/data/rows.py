@@ -12,6 +12,9 @@ asks for the answer (see `templates.py`). `load_rows` makes them out of the sche
 | `problem` or `question`, and `answer` or `solution` | that column, bare          | that column                  |
 | others                                              | `RowOptions.prompt_column` | `RowOptions.solution_column` |
 
+Rows of programming problems get a column `tests` in place of `solution`; `programs.py` has their schemas. Both kinds
+may be in one data set.
+
 What is left out is counted by reason, in one log message: rows that repeat a prompt, prompts with conflicting answers,
 rows that cannot be used, and what the options ask for. docs/data.md has the rules.
 """
@@ -25,6 +28,7 @@ import datasets
 from entropy_trl.data.loading import UNREADABLE, cause, load_splits
 from entropy_trl.data.options import RowFields, RowOptions
 from entropy_trl.data.overlap import Benchmarks
+from entropy_trl.data.programs import schema_of
 from entropy_trl.data.reading import Reading
 from entropy_trl.data.stream import prepare_stream
 from entropy_trl.data.table import prepare_table
@@ -43,6 +47,9 @@ def load_rows(
     **fields: Unpack[RowFields],
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load rows and map them to the columns `prompt`, `solution` and `answer_format`, one row a prompt.
+
+    Rows of programming problems have `tests` and `code_format` instead of the last two. docs/code_data.md has the
+    schemas of both.
 
     Args:
         source (`str`): A file (`.jsonl`, `.json`, `.parquet`, `.csv`), a folder of such files, or the name of a hub
@@ -101,7 +108,15 @@ def _prepare(
     features = rows.features or {}
     classes = [column for column in columns if isinstance(features.get(column), datasets.ClassLabel)]
     reading = Reading.of(columns, name, options, samples, classes)
+    streaming = isinstance(rows, datasets.IterableDataset)
+    if streaming and options.check_solutions:
+        raise ValueError(
+            f"check_solutions is for tables, and data set {name!r} is a stream: each pass would run all programs. "
+            "Set check_solutions or streaming (dataset_streaming) to false."
+        )
+    if streaming and not any(schema_of(row, ("ground_truth",)) for row in samples):
+        reading = reading.without("ground_truth")  # a stream has its columns before its rows
     benchmarks = Benchmarks(options.exclude_overlap, options.overlap_threshold)
-    if isinstance(rows, datasets.IterableDataset):
+    if streaming:
         return prepare_stream(rows, columns, name, reading, benchmarks, options)
     return prepare_table(rows, name, reading, benchmarks, options)

@@ -81,8 +81,9 @@ class _Stream:
             dropped.different += 1
             read = self._reading.row(row)
             reason, problem = read.pop("dropped"), read.pop("problem")
-            reason = reason or self._repeat(digests, problem, read.get("solution", ""))
-            hit = [] if reason else self._benchmarks.overlaps(problem)
+            statement = read.pop("statement", problem)
+            reason = reason or self._repeat(digests, problem, read.get("solution") or "")
+            hit = [] if reason else self._benchmarks.overlaps(statement)
             reason = reason or (OVERLAP if hit else "") or self._too_long(read["prompt"])
             if reason == OVERLAP:
                 hits.append(hit)

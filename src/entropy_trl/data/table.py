@@ -11,10 +11,11 @@ from datasets.fingerprint import Hasher
 
 from entropy_trl import templates
 from entropy_trl.data.answers import normal, normal_answer, same_answer
-from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
+from entropy_trl.data.dropped import CONFLICT, FAILING_SOLUTION, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
 from entropy_trl.data.reading import Reading, hashed, prompt_length
+from entropy_trl.data.solutions import failing_rows
 
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,11 @@ _HASH = datasets.Value("uint64")
 _CODE_FILES = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(templates.__file__),
-    *sorted((Path(templates.__file__).parent / "rewards").glob("*.py")),
+    *sorted((Path(templates.__file__).parent / "rewards").rglob("*.py")),
 )
+# Rows that are converted at a time. Those of programming problems may have megabytes of tests.
+_BATCH, _CODE_BATCH = 1000, 100
+_HELPERS = {"problem": "_problem", "statement": "_statement", "dropped": "_dropped"}
 _CODE = Hasher.hash([file.read_bytes() for file in _CODE_FILES])
 
 
@@ -38,9 +42,11 @@ def prepare_table(
         raise ValueError(f"Data set {name!r} has no rows.")
     # Equal rows go first, by their hashes: the Python objects of a thousand rows exist at a time, and the 99 repeats of
     # each row of DAPO-Math-17k are never converted.
+    batch_size = _BATCH if set(reading.schemas) <= {"ground_truth"} else _CODE_BATCH
     hashes = rows.select_columns(reading.columns).map(
         _hashes,
         batched=True,
+        batch_size=batch_size,
         remove_columns=reading.columns,
         features=datasets.Features({"hash": _HASH}),
         fn_kwargs={"code": _CODE},
@@ -67,10 +73,14 @@ def prepare_table(
         if reading.solution is not None:
             features["solution"] = datasets.Value("string")
         features["answer_format"] = datasets.Value("string")
-        features |= {helper: datasets.Value("string") for helper in ("_problem", "_dropped")}
+        if reading.schemas:  # the tests of many rows are more than 32-bit offsets reach
+            features |= {"tests": datasets.Value("large_string"), "code_format": datasets.Value("string")}
+        helpers = ("_problem", "_statement", "_dropped") if reading.schemas else ("_problem", "_dropped")
+        features |= {helper: datasets.Value("string") for helper in helpers}
     rows = (rows if len(sources) == count else rows.select(sources)).map(
         _read_batch,
         batched=True,
+        batch_size=_CODE_BATCH if reading.schemas else _BATCH,
         remove_columns=[column for column in reading.consumed if column in rows.column_names],
         features=features,
         fn_kwargs={"reading": reading, "code": _CODE},
@@ -78,9 +88,12 @@ def prepare_table(
     )
 
     reasons = np.array(rows["_dropped"][:], dtype=object)
-    _find_repeats(rows, reasons)
+    _find_repeats(rows, reasons, with_answers=reading.solution is not None)
     hits = _find_overlaps(rows, reasons, benchmarks)
     _find_long_prompts(rows, reasons, options)
+    if options.check_solutions and reading.schemas:
+        usable = np.flatnonzero(reasons == "")
+        reasons[usable[failing_rows(rows.select(usable))]] = FAILING_SOLUTION
     for reason in dict.fromkeys(reasons):
         if reason:
             dropped.add(reason, sources[reasons == reason])
@@ -91,7 +104,9 @@ def prepare_table(
     dropped.check_rest()
     if dropped.total:
         logger.warning("%s", dropped)
-    rows = rows.remove_columns(["_problem", "_dropped"])
+    rows = rows.remove_columns([column for column in rows.column_names if column in _HELPERS.values()])
+    if reading.schemas:
+        rows = _without_empty(rows, reading)
     kept = np.flatnonzero(reasons == "")
     return rows if len(kept) == len(rows) else rows.select(kept)
 
@@ -105,8 +120,7 @@ def _read_batch(batch: Mapping[str, list[Any]], reading: Reading, code: str) -> 
         reading.row(dict(zip(reading.columns, values, strict=True)))
         for values in zip(*(batch[column] for column in reading.columns), strict=True)
     ]
-    names = {"problem": "_problem", "dropped": "_dropped"}
-    return {names.get(column, column): [row[column] for row in read] for column in read[0]}
+    return {_HELPERS.get(column, column): [row[column] for row in read] for column in read[0]}
 
 
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
@@ -114,7 +128,21 @@ def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
     return column
 
 
-def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None:
+def _without_empty(rows: datasets.Dataset, reading: Reading) -> datasets.Dataset:
+    """Without the columns of programming problems if there are none, or of answers if there is nothing else."""
+    if not _has_values(rows, "tests"):
+        return rows.remove_columns(["tests", "code_format"])
+    if "ground_truth" in reading.schemas and reading.solution is not None and not _has_values(rows, "solution"):
+        return rows.remove_columns("solution")
+    return rows
+
+
+def _has_values(rows: datasets.Dataset, name: str) -> bool:
+    column = rows.data.column(name)
+    return bool(column.null_count < len(column))
+
+
+def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any], with_answers: bool) -> None:
     """Repeats that differ in white space or in other columns, and prompts with several answers."""
     usable = np.flatnonzero(reasons == "")
     if not len(usable):
@@ -124,13 +152,13 @@ def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None
     _, first, prompt = np.unique(prompts, return_index=True, return_inverse=True)
     repeat = first[prompt] != np.arange(len(usable))
     conflicting = np.zeros(len(first), dtype=bool)
-    if "solution" in rows.column_names:
-        answers = hashed(map(normal_answer, subset["solution"]))
+    if with_answers:
+        answers = hashed(normal_answer(answer or "") for answer in subset["solution"])
         for row in map(int, np.flatnonzero(answers != answers[first][prompt])):
             of = prompt[row]
             if not conflicting[of]:
-                pair = subset[row]["solution"], subset[int(first[of])]["solution"]
-                conflicting[of] = not same_answer(*pair)
+                one, other = subset[row]["solution"], subset[int(first[of])]["solution"]
+                conflicting[of] = not (one and other and same_answer(one, other))
     reasons[usable[repeat]] = REPEAT
     reasons[usable[conflicting[prompt]]] = CONFLICT
 
@@ -141,7 +169,7 @@ def _find_overlaps(
     usable = np.flatnonzero(reasons == "")
     if not benchmarks.problems or not len(usable):
         return {}
-    problems = rows.select(usable)["_problem"]
+    problems = rows.select(usable)["_statement" if "_statement" in rows.column_names else "_problem"]
     hits = {int(i): hit for i, problem in zip(usable, problems, strict=True) if (hit := benchmarks.overlaps(problem))}
     reasons[list(hits)] = OVERLAP
     return hits

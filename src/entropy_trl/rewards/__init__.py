@@ -19,16 +19,19 @@ from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
 from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
 from entropy_trl.rewards.sources import SourceNames
 from entropy_trl.rewards.tokens import restore_escapes
+from entropy_trl.rewards.verifiable import VerifiableReward
 
 
 __all__ = [
     "ANSWER_FORMATS",
     "CodeReward",
     "MathReward",
+    "VerifiableReward",
     "accepts_itself",
     "code_reward",
     "final_answer",
     "math_reward",
+    "verifiable_reward",
 ]
 
 _NO_ANSWER = "no answer"
@@ -151,6 +154,43 @@ def math_reward(
     if _shared is None:
         _shared = MathReward()
     return _shared(completions, solution, answer_format, **kwargs)
+
+
+def verifiable_reward(
+    completions: Sequence[Any],
+    tests: Sequence[str | None] | None = None,
+    solution: Sequence[Any] | None = None,
+    verifier: Sequence[str | None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """The reward of each row's kind: `code_reward` for rows with tests, `math_reward` for the others.
+
+    Each of the two gets its own rows alone, so that its metrics are of these. `VerifiableReward` takes other rewards.
+
+    Args:
+        completions (`Sequence[Any]`): (B,) texts, or conversations (lists of messages) whose last message is read.
+        tests (`Sequence[str | None]`, *optional*): (B,) the tests of rows of programs, None for the others.
+        solution (`Sequence[Any]`, *optional*): (B,) the answers of rows of mathematics, None for the others.
+        verifier (`Sequence[str | None]`, *optional*): (B,) `"math"` or `"code"` where it is not by the tests.
+        **kwargs (`Any`): What else TRL passes to reward functions: other columns, `log_metric` for the metrics of both
+            and the mean reward of each (`verifiable_reward/math`, `verifiable_reward/code`), `log_extra`.
+
+    Returns:
+        `list[float]`: (B,) rewards.
+
+    Raises:
+        ValueError: A row has neither tests nor a solution, or an unknown verifier.
+
+    Example:
+
+    ```python
+    >>> tests = '{"kind": "asserts", "cases": ["assert double(2) == 4"]}'
+    >>> program = "```python\\ndef double(x):\\n    return 2 * x\\n```"
+    >>> verifiable_reward([program, "It is \\\\boxed{4}."], tests=[tests, None], solution=[None, "4"])
+    [1.0, 1.0]
+    ```
+    """
+    return VerifiableReward(math_reward, code_reward)(completions, tests, solution, verifier, **kwargs)
 
 
 def accepts_itself(solution: Any, answer_format: str = "boxed") -> bool:
