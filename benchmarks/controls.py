@@ -35,6 +35,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+import control_data
 import control_report
 import embedded
 import torch
@@ -197,7 +198,7 @@ def tuned_settings(scores: Mapping[tuple[str, int], Mapping[float, float]]) -> d
     """For each case the setting whose mean score over the rates is best (the first of equal ones), and for its null.
 
     Args:
-        scores: for each case and setting the score by rate ([`control_report.tuning_scores`]).
+        scores: for each case and setting the score by rate ([`control_data.tuning_scores`]).
     """
     means: dict[str, dict[int, float]] = {}
     for (case, setting), by_rate in scores.items():
@@ -223,7 +224,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[s
         of_case = execute_all(runs, args)
         if len(of_case) == len(runs):
             tuning += of_case
-    chosen = tuned_settings(control_report.tuning_scores(tuning))
+    chosen = tuned_settings(control_data.tuning_scores(tuning))
     print(f"settings: {chosen}", flush=True)
     results = []
     for recipe in args.recipes:
@@ -295,7 +296,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if len({*values, *used}) < len(values) + len(used):
             parser.error(f"--{name} {values}: give each once, and none of {used}, used elsewhere here")
     there = args.report is not None and (args.report / "results.json").exists()
-    report = control_report.read(args.report) if there else {}
+    report = control_data.read(args.report) if there else {}
     if report and set(args.parts) < set(PARTS) and report["eval_prompts"] != args.eval_prompts:
         parser.error(f"--eval_prompts {args.eval_prompts}: the part that is kept has {report['eval_prompts']}")
     if "comparison" not in args.parts:

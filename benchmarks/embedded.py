@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PrinterCallback, Qwen2ForCausalLM
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer
-from entropy_trl.quickstart import run, task
+from entropy_trl.quickstart import task
+from entropy_trl.quickstart.curve import CURVE_PROMPTS, EVALUATION_SEED, SAMPLES, HeldOutCurve
 from entropy_trl.quickstart.evaluate import evaluate_policy, sample
 from entropy_trl.quickstart.recipe import RECIPES, UPDATES_PER_ROLLOUT, training_arguments
 from entropy_trl.quickstart.warm_start import DEFAULT_OUTPUT_DIR, WarmStartConfig, load_or_warm_up
@@ -68,8 +69,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         if curve:
             every = max(args.rollouts // 12, 1) * UPDATES_PER_ROLLOUT
-            curve_prompts = task.held_out_prompts(min(run.CURVE_PROMPTS, args.eval_prompts))
-            trainer.add_callback(run.HeldOutCurve(curve_prompts, every, f"{method} {overrides} seed {seed}"))
+            curve_prompts = task.held_out_prompts(min(CURVE_PROMPTS, args.eval_prompts))
+            trainer.add_callback(HeldOutCurve(curve_prompts, every, f"{method} {overrides} seed {seed}"))
         start = time.process_time()
         trainer.train()
         seconds = time.process_time() - start
@@ -85,7 +86,7 @@ def evaluate_warm_start(args: argparse.Namespace, seed: int, prompts: Sequence[s
 
 
 def _evaluate(model: Qwen2ForCausalLM, prompts: Sequence[str]) -> dict[str, float]:
-    metrics = evaluate_policy(model, prompts, run.SAMPLES, run.EVALUATION_SEED)
+    metrics = evaluate_policy(model, prompts, SAMPLES, EVALUATION_SEED)
     return {name: metrics[name] for name in METRICS} | foresight(model, prompts)
 
 
@@ -97,14 +98,14 @@ def foresight(model: Qwen2ForCausalLM, prompts: Sequence[str]) -> dict[str, floa
         `completable_blind`, the same where it wrote them for the same digits and another target. They are equal in
         expectation for a policy whose first operators do not depend on the target.
     """
-    generator = torch.Generator().manual_seed(run.EVALUATION_SEED)
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
     shifts = torch.randint(1, 10, (len(prompts),), generator=generator).tolist()
     others = [
         task.format_prompt([int(digit) for digit in prompt[: task.N_DIGITS]], (int(prompt[-2]) + shift) % 10)
         for prompt, shift in zip(prompts, shifts, strict=True)
     ]
     return {
-        name: completable(prompts, sample(model, asked, run.SAMPLES, generator).tokens)
+        name: completable(prompts, sample(model, asked, SAMPLES, generator).tokens)
         for name, asked in (("completable", prompts), ("completable_blind", others))
     }
 

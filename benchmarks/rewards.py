@@ -7,7 +7,7 @@ row has a reference (`gold` or `solution`) and either
   as they are, by the format `answer_line`, and once more with their `model_answer` in a box at the end, which both can
   read;
 - a `completion`, a `solution`, an `answer_format`, `expected` (1 for a right one) and a `kind`, by which accepts and
-  rejects are reported: `tests/data/answers.jsonl`;
+  rejects are reported: `tests/rewards/answers.jsonl`;
 - or a `prediction` and `expected`: recorded comparisons of math-verify's own tests. Those with the default settings
   that have a box, or are nothing but an answer, which is then put in a box, are read by the format `boxed`.
 

@@ -7,6 +7,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,12 @@ from entropy_trl.quickstart.task import build_dataset, build_model, build_tokeni
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parents[1]
+#: Scripts that tests launch.
+JOBS = ROOT / "tests" / "jobs"
+#: For the environment of what tests launch.
+PYTHONPATH = os.pathsep.join(map(str, (ROOT / "tests", JOBS, ROOT / "src")))
+
 
 def digit_reward(completions, **kwargs):
     """A dense reward, so that a random model has advantages: the mean of the digits it wrote, over 9."""
@@ -28,6 +36,16 @@ def digit_reward(completions, **kwargs):
 def untrained_policy():
     """A model factory for the command line."""
     return build_model(seed=0), build_tokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """Take what is imported out of garbage collections.
+
+    Each training asks for a collection, which would look at all objects of torch and TRL: longer than a tiny training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

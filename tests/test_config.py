@@ -5,9 +5,10 @@ import math
 import warnings
 
 import pytest
+import torch
 from trl import GRPOConfig
 
-from entropy_trl import CONTROLS, ClipCov, CovGRPOConfig, KLCov, build_control
+from entropy_trl import CONTROLS, ClipCov, CovGRPOConfig, KLCov, TokenBatch, build_control
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,18 @@ def test_refused_with_the_value_the_reason_and_the_fix(make_config, overrides, w
         {"entropy_control": "kl_cov", "importance_sampling_level": "sequence"},
         {"entropy_control": "clip_cov", "steps_per_generation": 1},
         {"per_device_train_batch_size": 1, "steps_per_generation": 4, "gradient_accumulation_steps": 2},
+        # A random draw compares no sequences.
+        *(
+            {
+                "entropy_control": control,
+                "entropy_control_kwargs": {"selection": "random"},
+                "entropy_control_pool": pool,
+                "per_device_train_batch_size": 1,
+                "steps_per_generation": 4,
+            }
+            for control in ("clip_cov", "kl_cov")
+            for pool in ("micro_batch", "step")
+        ),
         {"entropy_control": None, "steps_per_generation": 2, "gradient_accumulation_steps": 4},
         {"entropy_control": None, "importance_sampling_level": "sequence"},
     ],
@@ -181,3 +194,38 @@ def test_every_control_says_what_the_trainer_asks():
     for control in CONTROLS.values():
         assert len(control.published_epsilon) == 2
         assert isinstance(control.acts_on_policy, bool) and isinstance(control.drops_tokens, bool)
+
+
+@pytest.mark.parametrize("control", [ClipCov, KLCov])
+def test_a_random_draw_acts_in_a_pool_of_one_sequence(control):
+    generator = torch.Generator().manual_seed(0)
+    pool = TokenBatch(
+        logps=-torch.rand(1, 50, generator=generator),
+        old_logps=-torch.rand(1, 50, generator=generator),
+        advantages=torch.tensor([[0.7]]),
+        mask=torch.arange(50)[None] < 40,
+        row_ids=torch.tensor([3]),
+    )
+    selected = control(fraction=0.25, selection="random").select(pool).selected
+    assert int(selected.sum()) == 10 and not selected[:, 40:].any()
+
+
+def test_the_top_is_as_many_tokens_as_the_draw_and_the_highest():
+    generator = torch.Generator().manual_seed(0)
+    pool = TokenBatch(
+        logps=-torch.rand(6, 50, generator=generator) * 6,
+        old_logps=-torch.rand(6, 50, generator=generator) * 6,
+        advantages=torch.randn(6, 1, generator=generator),
+        mask=torch.rand(6, 50, generator=generator) < 0.8,
+        clipped=torch.rand(6, 50, generator=generator) < 0.2,
+    )
+    for band in ({"cov_low": 0.5, "cov_high": 1.0}, {"cov_low": 2.4}, {"cov_low": 80.0, "cov_high": 90.0}):
+        drawn, top = (
+            ClipCov(fraction=0.1, selection=name, **band).select(pool).selected for name in ("covariance", "top")
+        )
+        covariance = ClipCov().select(pool).covariance
+        eligible = pool.mask & ~pool.clipped
+        highest = sorted(covariance[eligible].tolist(), reverse=True)[: int(drawn.sum())]
+        assert sorted(covariance[top].tolist(), reverse=True) == highest and not (top & ~eligible).any()
+    with pytest.raises(ValueError, match="`selection` must be one of 'covariance', 'random', got 'top'"):
+        KLCov(selection="top")

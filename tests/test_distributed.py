@@ -1,21 +1,18 @@
 """Several real processes (gloo): the step pool selects the same tokens, and trains the same weights, as one process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import JOBS
+from launching import accelerate_launch
 
-from entropy_trl.analysis.records import read_records
+from entropy_trl.analysis.covariance.records import read_records
 
-
-CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
 
 #: Processes, and micro-batches of a step on each of them.
 CUTS = {"one": (1, 1), "one, cut": (1, 4), "two": (2, 1), "two, cut": (2, 2)}
@@ -26,21 +23,11 @@ METHODS = {
 
 
 def run(out: Path, processes: int, accelerate_config="ddp", **job):
-    """Launch tests/distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
+    """Launch distributed_job.py with configs/accelerate/*.yaml; returns what each of the processes dumped."""
     out.mkdir()
-    folder = Path(__file__).parent
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--config_file", str(CONFIGS / f"{accelerate_config if processes > 1 else 'single_gpu'}.yaml")]
-    command += ["--main_process_port", "0", "--dynamo_backend", "no"]
-    command += [str(folder / "distributed_job.py"), str(out), json.dumps(job)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent / "src")]),
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # ninja, for DeepSpeed
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    name = accelerate_config if processes > 1 else "single_gpu"
+    script = [str(JOBS / "distributed_job.py"), str(out), json.dumps(job)]
+    accelerate_launch(name, processes, "--dynamo_backend", "no", *script)
     ranks = [torch.load(out / f"rank{i}.pt") for i in range(processes)]
     assert all(rank["processes"] == processes for rank in ranks)
     return ranks

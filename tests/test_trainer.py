@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from conftest import digit_reward
-from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl import CovGRPOConfig, CovGRPOTrainer, build_control
 from entropy_trl.loss.batch import TokenBatches
+from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.state import ControlState
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.quickstart.task import build_dataset
@@ -509,6 +509,40 @@ def test_training_again_after_an_interruption_inside_a_step(make_trainer, select
     assert train(trainer) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4},
+        {"entropy_control_pool": "micro_batch"},
+    ],
+)
+def test_the_selection_is_among_tokens_that_the_high_entropy_mask_leaves(make_trainer, monkeypatch, method, options):
+    seen, result = [], LossCall.result
+
+    def record(call):
+        seen.append((call.selected & call.loss_masks[0], call.selected))
+        return result(call)
+
+    monkeypatch.setattr(LossCall, "result", record)
+    trainer = make_trainer(top_entropy_quantile=0.3, **METHODS[method] | options)
+    trainer.train()
+    assert all(torch.equal(counted, selected) for counted, selected in seen)
+    assert sum(int(selected.sum()) for _, selected in seen) > 0
+
+
+@pytest.mark.parametrize("pool", ["step", "micro_batch"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_random_draw_acts_in_steps_of_one_sequence(make_trainer, method, pool):
+    options = {"per_device_train_batch_size": 1, "steps_per_generation": 4, "entropy_control_pool": pool}
+    trainer = make_trainer(
+        **options, entropy_control=METHODS[method]["entropy_control"], entropy_control_kwargs={"selection": "random"}
+    )
+    trainer.train()
+    assert all(entry["entropy_control/selected_fraction"] > 0 for entry in trainer.state.log_history[:-1])
+
+
 def test_a_step_without_signal_selects_nothing(make_trainer, set_forward, loss_inputs):
     logps, inputs = loss_inputs(drift=0.5)
     inputs["advantages"][:] = 0.3
@@ -584,12 +618,3 @@ def test_scoring_pass_does_not_warn_about_checkpointing(make_trainer, recwarn):
 def test_model_card_with_the_control_off_is_trls(make_trainer, tmp_path):
     make_trainer(entropy_control=None).create_model_card(model_name="tiny")
     assert "2505.22617" not in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("control", "dropout", "warns"), [("kl_cov", 0.05, 1), ("kl_cov", 0.0, 0), ("clip_cov", 0.05, 0)]
-)
-def test_dropout_that_the_penalty_would_act_on_is_told(make_trainer, recwarn, control, dropout, warns):
-    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", lora_dropout=dropout)
-    make_trainer(entropy_control=control, trainer_kwargs={"peft_config": lora})
-    assert sum("`lora_dropout=0` for LoRA" in str(warning.message) for warning in recwarn) == warns

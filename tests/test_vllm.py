@@ -1,7 +1,7 @@
 """Rollouts by vLLM's real engine, on a CPU: weights in step, the correction, several processes, resuming, a server.
 
-Every run trains a tiny model in a process of its own (tests/vllm_job.py). The stand-ins without which vLLM's CPU build
-cannot serve TRL are in tests/vllm_on_cpu.py.
+Every run trains a tiny model in a process of its own (jobs/vllm_job.py). The stand-ins without which vLLM's CPU build
+cannot serve TRL are in jobs/vllm_on_cpu.py.
 """
 
 import json
@@ -18,6 +18,7 @@ import oracle
 import pytest
 import torch
 import vllm_on_cpu
+from conftest import JOBS, PYTHONPATH, ROOT
 from transformers import Qwen2ForCausalLM
 
 from entropy_trl.quickstart.task import build_model, build_tokenizer
@@ -28,7 +29,6 @@ try:
 except PackageNotFoundError:
     pytestmark = pytest.mark.skip(reason="needs vLLM's CPU build: make test-vllm")
 
-FOLDER = Path(__file__).parent
 KL_COV = {"entropy_control": "kl_cov", "entropy_control_kwargs": {"fraction": 0.2}}
 CLIP_COV = {"entropy_control": "clip_cov", "entropy_control_kwargs": {"fraction": 0.2, "cov_low": 0.02, "cov_high": 9}}
 METHODS = {"kl_cov": KL_COV, "clip_cov": CLIP_COV}
@@ -55,7 +55,7 @@ def environment():
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PYTHONPATH": os.pathsep.join([str(FOLDER), str(FOLDER.parent / "src")]),
+        "PYTHONPATH": PYTHONPATH,
         # For DeepSpeed: ninja, and a place for what it builds that no other environment builds again.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
@@ -73,12 +73,12 @@ def stop(process):
 
 
 def run(out: Path, model, *, launcher=(), processes=1, **job):
-    """Run tests/vllm_job.py; returns what each process dumped."""
+    """Run tests/jobs/vllm_job.py; returns what each process dumped."""
     out.mkdir()
     if processes > 1 and not launcher:
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
     job = json.dumps(JOB | {"model": model} | job)
-    command = [sys.executable, *launcher, str(FOLDER / "vllm_job.py"), str(out), job]
+    command = [sys.executable, *launcher, str(JOBS / "vllm_job.py"), str(out), job]
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -286,7 +286,7 @@ def test_zero_3(tmp_path, model, ddp, lora):
 
 
 def test_fsdp_2(tmp_path, model, ddp):
-    file = FOLDER.parent / "configs" / "accelerate" / "fsdp2.yaml"
+    file = ROOT / "configs" / "accelerate" / "fsdp2.yaml"
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", "2")
     launcher += ("--main_process_port", "0")
     ranks = run(tmp_path / "out", model, launcher=launcher, fsdp=True, use_cpu=False, **TWO)

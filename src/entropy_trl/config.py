@@ -7,10 +7,12 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from entropy_trl.config_checks import check_config
 from entropy_trl.controls import CONTROLS, Chain, EntropyControl, build_control, describe_control, nearest
-from entropy_trl.controls.base import CLIP_RANGE, SELECTED_TOKENS
+from entropy_trl.controls.base import CLIP_RANGE
 from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, LOSS_TYPES
 from entropy_trl.rollout.estimators import ESTIMATORS
+from entropy_trl.trl_compat import check_fused_loss
 
 
 POOLS = ("step", "micro_batch")
@@ -67,8 +69,8 @@ class CovGRPOConfig(GRPOConfig):
             Whether to log what each entropy region of arXiv 2602.09782 has of the tokens, of the gradient and of the
             change of entropy to be expected from it ([`region_metrics`]), with every control and with none.
         entropy_law (`bool`, *optional*, defaults to `False`):
-            Whether to log the fit of `R = -a exp(H) + b` as training goes on, warn when entropy collapses, and give W&B
-            and trackio the figures at the end ([`EntropyLawCallback`]).
+            Whether to log the fit of `R = -a exp(H) + b` as training goes on, warn when entropy collapses or
+            surges, and give W&B and trackio the figures at the end ([`EntropyLawCallback`]).
         epsilon (`float`, *optional*):
             Lower ratio clip, and the upper one unless `epsilon_high` is given. `None` is the control's published
             range: 1 for Clip-Cov, no ratio clip at all for KL-Cov, TRL's 0.2 with the control off. For
@@ -76,7 +78,7 @@ class CovGRPOConfig(GRPOConfig):
             `None` for a control that has a ratio clip of its own (flexible clip, targeted clip-higher, CE-GPPO).
 
     Raises:
-        ValueError: if the control, its parameters or their combination with TRL's cannot mean what they say.
+        ValueError: If the control, its parameters or their combination with TRL's cannot mean what they say.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "entropy_control_kwargs", "token_records"]
@@ -151,7 +153,7 @@ class CovGRPOConfig(GRPOConfig):
     )
     entropy_law: bool = field(
         default=False,
-        metadata={"help": "Log the fit of R = -a exp(H) + b during training, and warn when entropy collapses."},
+        metadata={"help": "Log the fit of R = -a exp(H) + b, and warn when entropy collapses or surges."},
     )
     epsilon: float | None = field(
         default=None,
@@ -162,6 +164,7 @@ class CovGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        check_config(self)
         super().__post_init__()
         if str(self.entropy_control).lower() in ("none", "null", "false"):  # YAML reads `off` as False
             self.entropy_control = None
@@ -193,7 +196,7 @@ class CovGRPOConfig(GRPOConfig):
         """Build the control that the configuration asks for, `None` if it is off, and check that it can act.
 
         Raises:
-            ValueError: see the class.
+            ValueError: See the class.
         """
         self._check_choice("entropy_control_pool", POOLS)
         self._check_choice("entropy_control_scores", SCORES)
@@ -299,6 +302,7 @@ class CovGRPOConfig(GRPOConfig):
                 '`importance_sampling_level="sequence"` does not allow: one ratio for the whole sequence sends the '
                 'gradient of every token to all of them. Use `importance_sampling_level="token"`, or `kl_cov`.'
             )
+        check_fused_loss(self.use_liger_kernel)
         if CLIP_RANGE not in control.claims:
             return
         for name in ("epsilon", "epsilon_high"):
@@ -323,11 +327,12 @@ class CovGRPOConfig(GRPOConfig):
         return rows
 
     def _check_pool(self, control: EntropyControl) -> None:
-        if SELECTED_TOKENS in control.claims and self._pool_rows() == 1:
+        if control.compares_sequences and self._pool_rows() == 1:
             raise ValueError(
                 f'`entropy_control_pool="{self.entropy_control_pool}"` with `per_device_train_batch_size=1` makes a '
                 "pool of one sequence: all its tokens have the same advantage and their covariance is 0. Use a larger "
-                '`per_device_train_batch_size`, or `entropy_control_pool="step"` with several micro-batches a step.'
+                '`per_device_train_batch_size`, or `entropy_control_pool="step"` with several micro-batches a step. '
+                'With `selection="random"` in `entropy_control_kwargs` one sequence is enough.'
             )
         if self.parallelism_config is not None and self.parallelism_config.tp_enabled:
             raise ValueError(

@@ -25,6 +25,18 @@ MOVED = {
         "checkpoint": "saving.checkpoint",
         "hub": "saving.hub",
         "model_card": "saving.model_card",
+        "plan.cost": "plan.memory",
+        "script_args": "cli.train_arguments",
+        "analysis.runs": "analysis.logs.runs",
+        "analysis.formats": "analysis.logs.formats",
+        "analysis.pairs": "analysis.law.points",
+        "analysis.law_sizes": "analysis.law.sizes",
+        "analysis.law_command": "analysis.law.command",
+        "analysis.records": "analysis.covariance.records",
+        "analysis.regions": "analysis.covariance.regions",
+        "analysis.tokens": "analysis.covariance.tokens",
+        "analysis.covariance_command": "analysis.covariance.command",
+        "analysis.report_command": "analysis.report.command",
     }.items()
 }
 
@@ -38,13 +50,13 @@ def import_from(path: str, option: str) -> Any:
 
     Args:
         path (`str`): `MODULE.NAME`.
-        option (`str`): what an error message calls the option that the path was given for.
+        option (`str`): What an error message calls the option that the path was given for.
 
     Returns:
-        The object, or `None` if the module does not have it.
+        `Any`: The object, or `None` if the module does not have it.
 
     Raises:
-        NoSuchModuleError: there is no such module, or entropy_trl has it under another name now. An error inside a
+        NoSuchModuleError: There is no such module, or entropy_trl has it under another name now. An error inside a
             module that exists is raised as it is.
     """
     module_name, _, name = path.rpartition(".")

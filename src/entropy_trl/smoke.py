@@ -60,7 +60,7 @@ def tiny_math_policy(seed: int = 0) -> tuple[Qwen2ForCausalLM, PreTrainedTokeniz
     The same seed gives the same weights. The heads are 32 wide, the least that vLLM serves.
 
     Returns:
-        The model, in float32 on the CPU, and its tokenizer.
+        `tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]`: The model, in float32 on the CPU, and its tokenizer.
     """
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):

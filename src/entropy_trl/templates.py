@@ -25,10 +25,10 @@ class PromptTemplate:
     """A wording around a problem.
 
     Attributes:
-        name: What `prompt_template` calls it; free for a wording of one's own.
-        system: The system message; None leaves it to the model's chat template.
-        user: The user message, in which `{problem}` stands for the problem.
-        answer_format: Where the answer is then expected.
+        name (`str`): What `prompt_template` calls it; free for a wording of one's own.
+        system (`str | None`): The system message; None leaves it to the model's chat template.
+        user (`str`): The user message, in which `{problem}` stands for the problem.
+        answer_format (`AnswerFormat`): Where the answer is then expected.
     """
 
     name: str

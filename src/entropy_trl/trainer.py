@@ -15,10 +15,11 @@ from trl.trainer.utils import get_config_model_id
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls.base import SELECTED_TOKENS
-from entropy_trl.loss.batch import TokenBatches, warn_of_dropout
+from entropy_trl.loss.batch import TokenBatches
 from entropy_trl.loss.call import LossCall
 from entropy_trl.loss.clip_metrics import restore_clip_metrics
 from entropy_trl.loss.state import ControlState
+from entropy_trl.loss.watch import ControlWatch
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.monitor.entropy_law import TRACKERS, EntropyLawCallback
 from entropy_trl.monitor.recorder import CovarianceRecorder, ObservedMicroBatch, StepFacts
@@ -26,8 +27,9 @@ from entropy_trl.monitor.regions import RegionWatch
 from entropy_trl.rollout.diversity import completion_digests, diversity_metrics
 from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.rounds import GenerationRounds, deciding_reward, make_prompt_stream, weighted_reward
-from entropy_trl.rollout.sampling import PromptStream
+from entropy_trl.rollout.sampling import PromptStream, check_prompts
 from entropy_trl.saving.resume import ResumingTrainer
+from entropy_trl.saving.run_settings import RunSettings
 from entropy_trl.tokens.ranks import ONE_PROCESS, AllProcesses, Ranks
 
 
@@ -45,8 +47,8 @@ class CovGRPOTrainer(ResumingTrainer):
     bit.
 
     Raises:
-        ValueError: if the configuration cannot mean what it says (see [`CovGRPOConfig`]).
-        FloatingPointError: in training, before the weights change, if a log-probability or advantage of a valid token
+        ValueError: If the configuration cannot mean what it says (see [`CovGRPOConfig`]).
+        FloatingPointError: In training, before the weights change, if a log-probability or advantage of a valid token
             is not finite. Checked for every [`CovGRPOConfig`], with the control on or off.
     """
 
@@ -73,9 +75,7 @@ class CovGRPOTrainer(ResumingTrainer):
         self._options = args if isinstance(args, CovGRPOConfig) else None
         if self._options is None:
             warnings.warn(
-                "CovGRPOTrainer got a GRPOConfig: entropy control is off and this is plain GRPO. Pass a CovGRPOConfig "
-                "to switch it on.",
-                UserWarning,
+                "CovGRPOTrainer got a GRPOConfig: entropy control is off. A CovGRPOConfig switches it on.",
                 stacklevel=2,
             )
         # The configuration checked itself when it was made; it may have been changed since.
@@ -98,7 +98,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
         if self._options is not None and self._options.entropy_regions:
             observers.append(self._make_region_watch())
-        for observer in observers:
+        for observer in [*observers, RunSettings()]:
             self.add_callback(observer)
         ranks: Ranks = ONE_PROCESS
         if self._options is not None:
@@ -115,9 +115,10 @@ class CovGRPOTrainer(ResumingTrainer):
             self._tag_names = GRPOTrainer._tag_names
         else:
             self._control_state = ControlState(self.entropy_control, args.entropy_control)
-            self._stateful.append(self._control_state)
+            self._watch = ControlWatch(self, self.entropy_control)
+            self._stateful += [self._control_state, self._watch]
             if not self.entropy_control.acts_on_policy:
-                warn_of_dropout(self.model)
+                self._stateful.append(self._batches.noise)
             if self.use_vllm and self.vllm_mode == "colocate":
                 # TRL seeds a colocated engine with its rank alone, and the engine then seeds the whole process so.
                 set_seed(args.seed + self.accelerator.process_index // args.vllm_tensor_parallel_size)
@@ -133,6 +134,7 @@ class CovGRPOTrainer(ResumingTrainer):
         return RegionWatch(self.accelerator, lambda name, value: self._metrics["train"][name].append(value))
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        check_prompts(self.args, self.train_dataset)  # not sooner: a trainer may be made only to evaluate
         # Trackers report when their turn comes, and end with the training: what adds to their logs goes first.
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, EntropyLawCallback))
         self._step_window = None  # of a run that was interrupted inside a step
@@ -237,7 +239,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
         if self._step_window is None:
             self._batches.state = self._control_state.values
-            self._step_window = StepWindow(self, self._batches, self.entropy_control, model)
+            self._step_window = StepWindow(self, self._batches, self.entropy_control, model, self._watch)
         window = self._step_window
         call = self._loss_call = LossCall(self, window, inputs)
         try:
@@ -285,7 +287,7 @@ class CovGRPOTrainer(ResumingTrainer):
 
     # 9. Metrics, and the control's next state.
     def _end_step(self, window: StepWindow) -> None:
-        means = window.metrics.means(self.accelerator) | self._control_state.values
+        means = window.means() | self._control_state.values
         progress = (self.state.global_step + 1) / max(self.state.max_steps, 1)
         self._control_state.advance(means.get("step_entropy", float("nan")), min(progress, 1.0))
         for name, value in means.items():

@@ -5,21 +5,28 @@ Here are the logs of runs and the law; importing them needs numpy only.
 
 from entropy_trl.analysis.law import (
     LawFit,
+    Points,
+    RunLaw,
+    SizeLaw,
     compare_forms,
     cross_validated_rmse,
+    entropy_accuracy_pairs,
     entropy_spent,
     fit_law,
+    fit_sizes,
+    law_of,
+    law_points,
+    over_seeds,
     predict_early,
 )
-from entropy_trl.analysis.law_sizes import SizeLaw, fit_sizes, over_seeds
-from entropy_trl.analysis.pairs import Points, entropy_accuracy_pairs, law_points
-from entropy_trl.analysis.runs import Run, Series, read_run, read_runs
+from entropy_trl.analysis.logs.runs import Run, Series, read_run, read_runs
 
 
 __all__ = [
     "LawFit",
     "Points",
     "Run",
+    "RunLaw",
     "Series",
     "SizeLaw",
     "compare_forms",
@@ -28,6 +35,7 @@ __all__ = [
     "entropy_spent",
     "fit_law",
     "fit_sizes",
+    "law_of",
     "law_points",
     "over_seeds",
     "predict_early",

@@ -10,14 +10,16 @@ from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
-from entropy_trl.analysis.law import LawFit
+from entropy_trl.analysis.law.fit import LawFit
+from entropy_trl.analysis.law.points import Points
+from entropy_trl.analysis.logs.runs import Series
 from entropy_trl.analysis.pages import printable
-from entropy_trl.analysis.runs import Series
+from entropy_trl.analysis.svg import FILE_ONLY, GRID, INK, MUTED, page_element
+from entropy_trl.files import replacing, write_text
 
 
 try:
@@ -54,33 +56,18 @@ STYLES: dict[str, Style] = {
 _OTHERS = (Style("#009E73", "-.", "X"), *STYLES.values())
 _LINES = ("-", "--", "-.", ":")
 
-_INK, _MUTED, _GRID = "#1b1b1b", "#595959", "#d9d9d9"
-
-#: What a colour of a figure is in a page.
-PAGE_COLOURS = {
-    "#000000": "var(--ink)",
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    "#e69f00": "var(--orange)",
-    "#0072b2": "var(--blue)",
-    "#d55e00": "var(--vermilion)",
-    "#56b4e9": "var(--sky)",
-    "#cc79a7": "var(--purple)",
-    "#009e73": "var(--green)",
-}
 
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "entropy-trl",  # the same figure has the same ids
     "text.parse_math": False,  # names of runs may have dollar signs
     "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "grid.color": _GRID,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": GRID,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -90,9 +77,11 @@ _SETTINGS: dict[str, Any] = {
 _SIZE = (4.7, 3.1)  # inches; 72 of its units are an inch in the page, so that text keeps its size on a phone
 #: A line is drawn with the extremes of each of so many parts; more cannot be told apart at this width.
 _PARTS = 150
+_LARGEST = 1e300
 _LONGEST_NAME = 40
 _LEGEND_COLUMNS = 4
-_FILE_ONLY = "file-only"  # id of what is in the files and not in the page
+#: Ticks are multiples of these.
+_STEPS = [1, 2, 2.5, 5, 10]
 
 
 def styles(groups: Sequence[str]) -> dict[str, Style]:
@@ -127,63 +116,124 @@ def curves(lines: Mapping[str, Curve], chosen: Mapping[str, Style], label: str) 
     for group, line in lines.items():
         style = chosen[group]
         if len(line.runs) > 1:
-            steps, low, high = thinned(line.steps, line.low, line.high)
+            steps, low, high = thinned(line.steps, drawable(line.low), drawable(line.high))
             axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, linewidth=0)
             for series in line.runs.values():
                 if len(line.steps) == 0 or series.steps[-1] > line.steps[-1]:
-                    axes.plot(*thinned(*series), color=style.colour, linestyle=style.line, linewidth=0.7, alpha=0.7)
+                    axes.plot(
+                        *thinned(series.steps, drawable(series.values)),
+                        color=style.colour,
+                        linestyle=style.line,
+                        linewidth=0.7,
+                        alpha=0.7,
+                    )
         marker = style.marker if len(line.steps) <= 12 else ""
         axes.plot(
-            *thinned(line.steps, line.mean),
+            *thinned(line.steps, drawable(line.mean)),
             color=style.colour,
             linestyle=style.line,
             linewidth=1.8,
             marker=marker,
             markersize=3.5,
         )
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     _from_zero(axes)
     return figure
+
+
+def same_scale(drawings: Sequence[Figure], both: bool = False) -> None:
+    """Give figures that are compared one y axis, and one x axis too if `both`."""
+    panels = [drawing.axes[0] for drawing in drawings]
+    if len(panels) > 1:
+        lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+        lefts, rights = zip(*(axes.get_xlim() for axes in panels), strict=True)
+        for axes in panels:
+            axes.set_ylim(min(lows), max(highs))
+            if both:
+                axes.set_xlim(min(lefts), max(rights))
 
 
 def law(fits: Sequence[LawFit], bands: Sequence[Callable[[Array], tuple[Array, Array]]], style: Style) -> Figure:
     """R against exp(H): points, fitted line with the interval of its mean, and the ceiling at H = 0.
 
+    A fit whose reward does not rise as entropy falls has no ceiling: its line ends with the points.
+
     Args:
-        fits: of the runs of one group.
-        bands: for each, the interval at values of exp(H).
-        style: of the group.
+        fits (`Sequence[LawFit]`): Fits of the runs of one group.
+        bands (`Sequence[Callable[[Array], tuple[Array, Array]]]`): For each fit, the interval at values of exp(H).
+        style ([`Style`]): Style of the group.
     """
     figure, axes = _start("exp(H)", "R")
     largest = max(float(np.exp(fit.entropy).max()) for fit in fits)
-    x = np.linspace(1.0, 1.0 + 1.04 * (largest - 1.0), 60)
+    right = 1.0 + 1.04 * (largest - 1.0)
     for fit, band in zip(fits, bands, strict=True):
+        x = np.linspace(1.0 if fit.a > 0 else float(np.exp(fit.entropy).min()), right, 60)
         low, high = band(x)
         axes.fill_between(x, low, high, color=style.colour, alpha=0.16 / len(fits) ** 0.5, linewidth=0)
         axes.plot(x, fit.predict(np.log(x)), color=style.colour, linewidth=1.4)
         axes.plot(*thinned(np.exp(fit.entropy), fit.reward), style.marker, color=style.colour, markersize=4, alpha=0.75)
-        axes.plot([1.0], [fit.ceiling], "*", color=style.colour, markersize=10, clip_on=False, zorder=3)
-    rewards = np.concatenate([fit.reward for fit in fits] + [[fit.ceiling for fit in fits]])
+        if fit.a > 0:
+            axes.plot([1.0], [fit.ceiling], "*", color=style.colour, markersize=10, clip_on=False, zorder=3)
+    rewards = np.concatenate([fit.reward for fit in fits] + [[fit.ceiling for fit in fits if fit.a > 0]])
     margin = 0.25 * (float(np.ptp(rewards)) or 0.1)  # a wide interval shall not hide the points
     axes.set_ylim(rewards.min() - margin, rewards.max() + margin)
-    axes.set_xlim(1.0, x[-1])
+    axes.set_xlim(1.0, right)
     return figure
 
 
+def law_overview(laws: Sequence[tuple[str, Points, LawFit]], path: Path) -> None:
+    """Draw R against H: the points of each run, and its curve from the largest entropy down to the ceiling at `H = 0`.
+
+    Args:
+        laws (`Sequence[tuple[str, Points, LawFit]]`): The group, the points and the fit of each run.
+        path (`Path`): The file; its suffix says the format.
+    """
+    with matplotlib.rc_context({"text.parse_math": False}):  # names of runs and metrics may have dollar signs
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        colours = {group: f"C{i % 10}" for i, group in enumerate(dict.fromkeys(group for group, _, _ in laws))}
+        for group, _, fit in laws:
+            h = np.linspace(0, fit.entropy.max(), 200)
+            inside = h >= fit.entropy.min()
+            x, y = thinned(fit.entropy, fit.reward)
+            axes.scatter(x, y, s=14, color=colours[group], alpha=0.7, linewidths=0)
+            axes.plot(h[inside], fit.predict(h[inside]), color=colours[group], linewidth=1.2)
+            axes.plot(h[~inside], fit.predict(h[~inside]), color=colours[group], linewidth=0.8, linestyle=":")
+        axes.set_xlim(left=0)
+        axes.set_xlabel(printable(f"entropy H ({laws[0][1].entropy_metric}), nats a token"))
+        axes.set_ylabel(printable(f"R ({laws[0][1].reward_metric})"))
+        axes.set_title("R = -a exp(H) + b; dotted: down to the ceiling at H = 0", fontsize=10)
+        handles = [Line2D([], [], color=colour, marker="o", linestyle="", markersize=4) for colour in colours.values()]
+        # A label that begins with "_" would be left out: the names are set afterwards.
+        texts = axes.legend(handles, [str(i) for i in range(len(handles))], frameon=False).get_texts()
+        for text, group in zip(texts, colours, strict=True):
+            text.set_text(printable(group))
+        with replacing(path) as part:
+            figure.savefig(part, dpi=150, format=path.suffix.removeprefix(".") or "png")
+
+
 def histogram(values: Mapping[str, Array], chosen: Mapping[str, Style], label: str) -> Figure:
-    """Shares of the values in 48 bins, on a logarithmic scale."""
+    """Shares of the values in 40 bins between the 0.1% and the 99.9% quantile, in percent on a logarithmic scale.
+
+    The first and the last bin count what lies beyond: a few extreme values would leave all others one bin.
+    """
     figure, axes = _start(label, "share of the tokens")
     everything = np.concatenate(list(values.values()))
-    low, high = float(everything.min()), float(everything.max())
-    edges = np.linspace(low, high if high > low else low + 1.0, 49)
+    low, high = (float(end) for end in np.quantile(everything, [0.001, 0.999]))
+    edges = np.linspace(low, high if high > low else low + 1.0, 41)
+    floor = 0.5 / max(len(of_group) for of_group in values.values())
     for group, of_group in values.items():
-        shares = np.histogram(of_group, edges)[0] / len(of_group)
+        shares = np.histogram(np.clip(of_group, edges[0], edges[-1]), edges)[0] / len(of_group)
         style = chosen[group]
-        axes.stairs(
-            np.where(shares > 0, shares, np.nan), edges, color=style.colour, linestyle=style.line, linewidth=1.4
-        )
+        heights = np.maximum(shares, floor)
+        axes.stairs(heights, edges, baseline=floor, fill=True, color=style.colour, alpha=0.16 / len(values) ** 0.5)
+        axes.stairs(heights, edges, baseline=None, color=style.colour, linestyle=style.line, linewidth=1.4)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.set_ylim(bottom=floor)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda share, _: ""))
     return figure
 
 
@@ -192,10 +242,16 @@ def scatter(
 ) -> Figure:
     """Points by group, and the two zero lines."""
     figure, axes = _start(x_label, y_label)
-    axes.axhline(0, color=_MUTED, linewidth=0.8)
-    axes.axvline(0, color=_MUTED, linewidth=0.8)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
     for group, (x, y) in points.items():
-        axes.plot(*thinned(x, y), chosen[group].marker, color=chosen[group].colour, markersize=4, alpha=0.75)
+        axes.plot(
+            *thinned(drawable(x), drawable(y)),
+            chosen[group].marker,
+            color=chosen[group].colour,
+            markersize=4,
+            alpha=0.75,
+        )
     return figure
 
 
@@ -208,7 +264,7 @@ def categories(
 ) -> Figure:
     """Values with standard errors by category, the groups side by side."""
     figure, axes = _start(x_label, y_label)
-    axes.axhline(0, color=_MUTED, linewidth=0.8)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
     for i, (group, of_group) in enumerate(values.items()):
         known = [(at, value, error or 0.0) for at, (value, error) in enumerate(of_group) if value is not None]
         if not known:
@@ -230,15 +286,28 @@ def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
         axes.set_xlabel(printable(x_label))
         axes.set_ylabel(printable(y_label))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     return figure, axes
 
 
 def _from_zero(axes: Axes) -> None:
+    """Start the axis at 0 where that costs little room, and show a change of a few percent as the little it is."""
+    first, last = axes.dataLim.intervaly
+    if not np.isfinite([first, last]).all():
+        return
+    needed = 0.2 * max(abs(first), abs(last)) or 0.1
+    if last - first < needed:
+        middle = (first + last) / 2
+        axes.set_ylim(middle - needed / 2, middle + needed / 2)
     low, high = axes.get_ylim()
-    if 0 < axes.dataLim.y0 < 0.6 * high or (low < 0 <= axes.dataLim.y0):
+    if 0 < first < 0.6 * high or (low < 0 <= first):
         axes.set_ylim(bottom=0)
+
+
+def drawable(values: Array) -> Array:
+    """The values, with NaN for those that leave no room on an axis: matplotlib's arithmetic would overflow."""
+    return np.where(np.abs(values) < _LARGEST, values, np.nan)
 
 
 def thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -247,10 +316,11 @@ def thinned(*columns: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     So a spike of one point stays in the drawing. The first and the last row are kept too.
 
     Args:
-        columns: of one length, in the order in which they are drawn.
+        *columns (`np.ndarray`): Columns of one length, in the order in which they are drawn.
 
     Returns:
-        The columns with the rows that are left: all of them up to 300, and `300 * len(columns) + 2` at most.
+        `list[np.ndarray]`: The columns with the rows that are left: all of them up to 300, and
+        `300 * len(columns) + 2` at most.
     """
     count = len(columns[0])
     if count <= 2 * _PARTS:
@@ -273,12 +343,12 @@ def publish(
     The page has its own headings and legend, so that the element has none.
 
     Args:
-        figure: from one of the functions above.
-        name: of the files, and in the element's ids; unique in the page.
-        title: of the figure.
-        finding: what it shows, in words, for those who do not see it.
-        legend: the styles by the name of the group.
-        folder: where the files go; no files if None.
+        figure (`Figure`): The figure, from one of the functions above.
+        name (`str`): Name of the files, and in the element's ids; unique in the page.
+        title (`str`): Title of the figure.
+        finding (`str`): What it shows, in words, for those who do not see it.
+        legend (`Mapping[str, Style]`): The styles by the name of the group.
+        folder (`Path | None`): Where the files go; no files if None.
     """
     with matplotlib.rc_context(_SETTINGS):
         rows = -(-len(legend) // _LEGEND_COLUMNS)
@@ -288,15 +358,16 @@ def publish(
         figure.set_size_inches(width, total)
         figure.set_layout_engine("constrained", rect=(0, below / total, 1, height / total))
         heading = figure.text(0.5, 1 - 0.08 / total, shortened(title), va="top", ha="center", fontsize=11)
-        heading.set_gid(_FILE_ONLY)
-        figure.patch.set_gid(_FILE_ONLY)
+        heading.set_gid(FILE_ONLY)
+        figure.patch.set_gid(FILE_ONLY)
         _add_legend(figure, legend)
         svg = StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         if folder is not None:
-            (folder / f"{name}.svg").write_text(svg.getvalue(), encoding="utf-8")
+            write_text(folder / f"{name}.svg", svg.getvalue())
             figure.set_layout_engine("none")  # everything is in its place
-            figure.savefig(folder / f"{name}.png", dpi=160)
+            with replacing(folder / f"{name}.png") as part:
+                figure.savefig(part, dpi=160, format="png")
     return page_element(svg.getvalue(), name, title, finding, tuple(72 * x for x in (0, above, width, height)))
 
 
@@ -311,7 +382,7 @@ def _add_legend(figure: Figure, legend: Mapping[str, Style]) -> None:
     blank = [str(i) for i in range(len(handles))]
     columns = min(len(handles), _LEGEND_COLUMNS)
     box = figure.legend(handles, blank, loc="lower center", ncols=columns, frameon=False, fontsize=9)
-    box.set_gid(_FILE_ONLY)
+    box.set_gid(FILE_ONLY)
     box.set_in_layout(False)
     for text, name in zip(box.get_texts(), legend, strict=True):
         text.set_text(shortened(name))
@@ -329,75 +400,3 @@ def shortened(text: str) -> str:
     """A name that fits into a legend."""
     text = printable(text)
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
-
-
-def page_element(svg: str, name: str, title: str, finding: str, box: Sequence[float]) -> str:
-    """matplotlib's SVG as an `<svg>` of an HTML page, with the page's colours and font.
-
-    Args:
-        svg: what matplotlib has written.
-        name: prefix of all ids, unique in the page.
-        title: short name of the figure.
-        finding: the alternative text.
-        box: the part that is shown: x, y, width and height, in points.
-
-    Raises:
-        ValueError: A colour has no variable in `PAGE_COLOURS`.
-    """
-    source = ElementTree.fromstring(svg)
-    referenced = set(re.findall(r"#([\w.-]+)", " ".join(v for e in source.iter() for v in e.attrib.values())))
-    attributes = {"viewBox": " ".join(f"{x:g}" for x in box), "role": "img", "aria-label": printable(finding)}
-    root = ElementTree.Element("svg", attributes)
-    ElementTree.SubElement(root, "title").text = printable(title)
-    for child in source:
-        _copy(child, root, name, referenced)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _copy(element: ElementTree.Element, parent: ElementTree.Element, name: str, referenced: set[str]) -> None:
-    tag = _local(element.tag)
-    if tag in ("metadata", "style") or element.get("id") == _FILE_ONLY:
-        return
-    copy = ElementTree.SubElement(parent, tag)
-    copy.text = element.text if tag == "text" else None
-    for key, value in element.attrib.items():
-        key = _local(key)
-        if key == "id":
-            if value in referenced:
-                copy.set("id", f"{name}-{value}")
-        elif key == "style":
-            copy.set("style", _page_style(value))
-        elif key == "href":
-            copy.set("href", f"#{name}-{value.removeprefix('#')}")
-        elif key == "clip-path":
-            copy.set(key, value.replace("url(#", f"url(#{name}-"))
-        elif key in ("d", "x", "y", "transform"):
-            copy.set(key, _rounded(value))
-        else:
-            copy.set(key, value)
-    for child in element:
-        _copy(child, copy, name, referenced)
-
-
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
-
-
-def _page_style(style: str) -> str:
-    declarations = []
-    for declaration in style.split(";"):
-        prop, _, value = (part.strip() for part in declaration.partition(":"))
-        if prop == "font-family" or not prop:
-            continue
-        if value.startswith("#"):
-            if value.lower() not in PAGE_COLOURS:
-                raise ValueError(f"{prop}: {value} has no CSS variable; the colours that have one are {PAGE_COLOURS}.")
-            value = PAGE_COLOURS[value.lower()]
-        declarations.append(f"{prop}:{value}")
-    return ";".join(declarations)
-
-
-def _rounded(numbers: str) -> str:
-    """Coordinates to a hundredth of a unit."""
-    short = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), numbers)
-    return " ".join(short.split())

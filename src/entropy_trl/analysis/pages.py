@@ -16,8 +16,8 @@ def printable(text: str, keep: str = "") -> str:
     """Replace each character that cannot be seen, or turns the direction of writing, by a sign for it.
 
     Args:
-        text (`str`): any text.
-        keep (`str`): characters to keep all the same, such as line breaks.
+        text (`str`): Any text.
+        keep (`str`): Characters to keep all the same, such as line breaks.
     """
     return "".join(
         c if c in keep or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else "\N{REPLACEMENT CHARACTER}"

@@ -23,14 +23,21 @@ _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{10,}|\bsk-[\w\-]{16,}|\b(?:gh[pousr]|github_pat|glpat|xox[abprs])[_\-][\w\-]{16,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\beyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]*|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
 )
+#: `API_KEY=...` in a text, and `--hub_token ...` in a command line.
+_ASSIGNED = re.compile(
+    r"((?:^|(?<=[\s,;&\"'?{]))(?:--?)?[\w\-]*(?:api[_\-]?key|access[_\-]?key|secret|token|passw(?:or)?d)"
+    r"\s*=\s*[\"']?|(?:^|\s)--[\w\-]*(?:api[_\-]key|secret|token|passw(?:or)?d)\s+)[^\s,;&\"']+",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(r"--[\w\-]+")
 
 
 def masked(name: str, value: Any) -> Any:
     """The value of a setting as it may be shown.
 
     Args:
-        name (`str`): of the setting; names such as `hub_token`, `api_key` or `password` mask the whole value.
-        value (`Any`): text in which a known form of key occurs is masked there. Lists and mappings are gone through.
+        name (`str`): Name of the setting; names such as `hub_token`, `api_key` or `password` mask the whole value.
+        value (`Any`): Text in which a known form of key occurs is masked there. Lists and mappings are gone through.
     """
     if value is None or isinstance(value, bool) or value == "":
         return value
@@ -40,5 +47,8 @@ def masked(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: masked(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [masked("", item) for item in value]
-    return _SECRET_VALUE.sub(MASKED, value) if isinstance(value, str) else value
+        options = ["", *(item if isinstance(item, str) and _OPTION.fullmatch(item) else "" for item in value)]
+        return [masked(option.lstrip("-"), item) for option, item in zip(options, value, strict=False)]
+    if not isinstance(value, str):
+        return value
+    return _ASSIGNED.sub(lambda match: match[1] + MASKED, _SECRET_VALUE.sub(MASKED, value))

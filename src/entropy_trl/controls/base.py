@@ -44,6 +44,11 @@ class EntropyControl(ABC):
     #: What no other control of a chain may want.
     claims: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def compares_sequences(self) -> bool:
+        """Whether the selection needs a pool of several sequences: within one, the covariance is 0."""
+        return SELECTED_TOKENS in self.claims
+
     def select(self, pool: TokenBatch) -> Selection:
         """Look at the pool: mark tokens, or compute numbers that `edit` needs. Called where `needs_pool` is true."""
         return Selection(torch.zeros_like(pool.mask))
@@ -60,9 +65,9 @@ class EntropyControl(ABC):
         """The state after a step.
 
         Args:
-            state (mapping): the state in that step.
-            entropy (`float`): mean entropy of the step's tokens, of all micro-batches and processes, nats.
-            progress (`float`): share of the training's steps done, this one included, in (0, 1].
+            state (`Mapping[str, float]`): The state in that step.
+            entropy (`float`): Mean entropy of the step's tokens, of all micro-batches and processes, nats.
+            progress (`float`): Share of the training's steps done, this one included, in (0, 1].
         """
         return dict(state)
 
@@ -91,10 +96,10 @@ def check_fraction(fraction: float) -> None:
         )
 
 
-def check_selection(selection: str) -> None:
+def check_selection(selection: str, known: tuple[str, ...] = SELECTIONS) -> None:
     """Raise ValueError unless `selection` is a known way to choose tokens."""
-    if selection not in SELECTIONS:
-        raise ValueError(f"`selection` must be one of {', '.join(map(repr, SELECTIONS))}, got {selection!r}.")
+    if selection not in known:
+        raise ValueError(f"`selection` must be one of {', '.join(map(repr, known))}, got {selection!r}.")
 
 
 def warn_if_percentage(fraction: float, tokens: int) -> None:

@@ -33,13 +33,13 @@ class CEGPPO(EntropyControl):
     `r > 10`, which is not in the paper's loss and not here.
 
     Args:
-        beta_low (`float`, *optional*, defaults to 0.75): factor below the range, not negative.
-        beta_high (`float`, *optional*, defaults to 1.0): factor above the range, not negative.
-        epsilon_low (`float`, *optional*, defaults to 0.2): the range begins at `1 - epsilon_low`; in [0, 1].
-        epsilon_high (`float`, *optional*, defaults to 0.2): the range ends at `1 + epsilon_high`; not negative.
+        beta_low (`float`, *optional*, defaults to `0.75`): Factor below the range, not negative.
+        beta_high (`float`, *optional*, defaults to `1.0`): Factor above the range, not negative.
+        epsilon_low (`float`, *optional*, defaults to `0.2`): The range begins at `1 - epsilon_low`; in [0, 1].
+        epsilon_high (`float`, *optional*, defaults to `0.2`): The range ends at `1 + epsilon_high`; not negative.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     beta_low: float = 0.75

@@ -22,10 +22,10 @@ class Chain(EntropyControl):
     names of states, shared numbers and metrics are prefixed by the control's.
 
     Args:
-        controls (mapping of `str` to [`EntropyControl`]): by name, in order.
+        controls (`Mapping[str, EntropyControl]`): The controls by name, in order.
 
     Raises:
-        ValueError: if there are fewer than two, or two controls want the same thing.
+        ValueError: If there are fewer than two, or two controls want the same thing.
     """
 
     controls: Mapping[str, EntropyControl]
@@ -68,8 +68,12 @@ class Chain(EntropyControl):
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset().union(*(control.claims for control in self.controls.values()))
 
+    @property
+    def compares_sequences(self) -> bool:
+        return any(control.compares_sequences for control in self.controls.values())
+
     def select(self, pool: TokenBatch) -> Selection:
-        selected, covariance = torch.zeros_like(pool.mask), None
+        selected, covariance, candidates = torch.zeros_like(pool.mask), None, None
         metrics: dict[str, MetricSum] = {}
         shared: dict[str, Tensor] = {}
         for name, control in self.controls.items():
@@ -77,9 +81,10 @@ class Chain(EntropyControl):
                 found = control.select(replace(pool, state=_part(pool.state, name)))
                 selected = selected | found.selected  # one control at most marks tokens
                 covariance = found.covariance if covariance is None else covariance
+                candidates = found.candidates if candidates is None else candidates
                 metrics |= _prefixed(found.metrics, name)
                 shared |= _prefixed(found.shared, name)
-        return Selection(selected, covariance, metrics, shared)
+        return Selection(selected, covariance, metrics, shared, candidates)
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
         advantages, penalty = None, None

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from entropy_trl.controls.base import (
     SELECTED_TOKENS,
+    SELECTIONS,
     EntropyControl,
     check_fraction,
     check_selection,
     warn_if_percentage,
 )
 from entropy_trl.tokens.covariance import token_covariance
-from entropy_trl.tokens.selection import draw_mask, selection_count
+from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
@@ -34,14 +35,16 @@ class ClipCov(EntropyControl):
     and does not depend on the micro-batches; the pool may be the whole optimizer step.
 
     Args:
-        fraction (`float`, *optional*, defaults to 2e-4): share of the pool's tokens to drop, in (0, 1].
-        cov_low (`float`, *optional*, defaults to 1.0): lower bound of the band, excluded; nats times advantage.
-        cov_high (`float`, *optional*, defaults to 5.0): upper bound of the band, excluded.
+        fraction (`float`, *optional*, defaults to `2e-4`): Share of the pool's tokens to drop, in (0, 1].
+        cov_low (`float`, *optional*, defaults to `1.0`): Lower bound of the band, excluded; nats times advantage.
+        cov_high (`float`, *optional*, defaults to `5.0`): Upper bound of the band, excluded.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` drops as many tokens, drawn from all
-            tokens instead of the band: the null hypothesis that the covariance does not matter.
+            tokens instead of the band: the null hypothesis that the covariance does not matter. In a pool of one
+            sequence, which has no band, it drops `floor(fraction * N)`. `"top"` drops as many tokens too, those with
+            the highest covariance, above the band or in it: a comparison that shows what the draw is for.
 
     Raises:
-        ValueError: if a value is out of its range or the band is empty.
+        ValueError: If a value is out of its range or the band is empty.
     """
 
     fraction: float = 2e-4
@@ -56,12 +59,16 @@ class ClipCov(EntropyControl):
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
-        check_selection(self.selection)
+        check_selection(self.selection, (*SELECTIONS, "top"))
         if not self.cov_low < self.cov_high or math.isinf(self.cov_low):
             raise ValueError(
                 f"The covariance band ({self.cov_low}, {self.cov_high}) is empty or has no finite lower bound: no "
                 "token can be told from the rest. Give `cov_low` < `cov_high`; the paper uses 1 and 5."
             )
+
+    @property
+    def compares_sequences(self) -> bool:
+        return self.selection != "random"
 
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)
@@ -72,10 +79,18 @@ class ClipCov(EntropyControl):
         band = (covariance > self.cov_low).logical_and_(covariance < self.cov_high).logical_and_(eligible)
         tokens, in_band = pool.mask.count_nonzero(), band.count_nonzero()
         pool_tokens, pool_in_band = pool.ranks.sum(torch.stack([tokens, in_band])).tolist()
-        n = min(selection_count(self.fraction, pool_tokens), pool_in_band)
-        candidates = band if self.selection == "covariance" else eligible
-        selected = draw_mask(candidates, pool.row_ids, n, pool.seed, pool.ranks)
-        return Selection(selected, covariance, {"in_band_fraction": (in_band, tokens)})
+        n = selection_count(self.fraction, pool_tokens)
+        one_sequence = pool.mask.shape[0] == 1 and not pool.ranks.several
+        has_band = self.compares_sequences or not one_sequence
+        if has_band:
+            n = min(n, pool_in_band)
+        if self.selection == "top":
+            selected = top_k_mask(covariance, eligible, n, pool.row_ids, pool.ranks)
+        else:
+            drawn_from = band if self.selection == "covariance" else eligible
+            selected = draw_mask(drawn_from, pool.row_ids, n, pool.seed, pool.ranks)
+        metrics = {"in_band_fraction": (in_band, tokens)}
+        return Selection(selected, covariance, metrics, candidates=int(pool_in_band) if has_band else None)
 
     def edit(self, batch: TokenBatch, selected: Tensor) -> TokenEdit:
         # The metric that a pool scored with the rollout's policy needs: draws that the ratio clip made redundant.

@@ -34,14 +34,14 @@ class EntroPIC(EntropyControl):
     step before, of all micro-batches and processes. And its sum of errors ends before `e_t`, here it includes it.
 
     Args:
-        entropy_target (`float`, *optional*, defaults to 0.1): mean entropy to hold, nats a token, not negative.
-        k_p (`float`, *optional*, defaults to 1.0): gain of the error, not negative.
-        k_i (`float`, *optional*, defaults to 0.01): gain of the sum of errors, not negative.
-        min_probability (`float`, *optional*, defaults to 0.95): tokens with a higher probability under the current
+        entropy_target (`float`, *optional*, defaults to `0.1`): Mean entropy to hold, nats a token, not negative.
+        k_p (`float`, *optional*, defaults to `1.0`): Gain of the error, not negative.
+        k_i (`float`, *optional*, defaults to `0.01`): Gain of the sum of errors, not negative.
+        min_probability (`float`, *optional*, defaults to `0.95`): Tokens with a higher probability under the current
             policy get the term; in [0, 1].
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     entropy_target: float = 0.1

@@ -42,10 +42,10 @@ def ratio_bounds(old_probabilities: Tensor, upper: Threshold, lower: Threshold) 
 
     Args:
         old_probabilities (`Tensor`): `p_old`, in [0, 1].
-        upper, lower (`Threshold`): with `upper.slope < 1` and `lower.slope > -1`.
+        upper, lower ([`Threshold`]): The thresholds, with `upper.slope < 1` and `lower.slope > -1`.
 
     Returns:
-        The lower and the upper bound, shaped as `old_probabilities`.
+        `tuple[Tensor, Tensor]`: The lower and the upper bound, shaped as `old_probabilities`.
     """
     return (
         (1 - lower.base) / (1 + lower.slope * old_probabilities),
@@ -91,24 +91,24 @@ class FlexibleClip(EntropyControl):
     which the oscillation starts, and that an entropy decides about the next step, not about its own.
 
     Args:
-        strategy (`str`, *optional*, defaults to `"increase_then_decrease"`): see above.
-        upper_slope (`float`, *optional*, defaults to -0.25): of the dynamic upper threshold; below 1.
-        upper_base (`float`, *optional*, defaults to 0.5): of the dynamic upper threshold, at `p = 0`.
-        lower_slope (`float`, *optional*, defaults to -0.13): of the dynamic lower threshold; above -1.
-        lower_base (`float`, *optional*, defaults to 0.3): of the dynamic lower threshold, at `p = 0`.
-        epsilon_std (`float`, *optional*, defaults to 0.2): a threshold that is not dynamic.
-        epsilon_std_lower (`float`, *optional*): the lower one; defaults to `epsilon_std`. Ours: the paper has one for
+        strategy (`str`, *optional*, defaults to `"increase_then_decrease"`): See above.
+        upper_slope (`float`, *optional*, defaults to `-0.25`): Slope of the dynamic upper threshold; below 1.
+        upper_base (`float`, *optional*, defaults to `0.5`): The dynamic upper threshold at `p = 0`.
+        lower_slope (`float`, *optional*, defaults to `-0.13`): Slope of the dynamic lower threshold; above -1.
+        lower_base (`float`, *optional*, defaults to `0.3`): The dynamic lower threshold at `p = 0`.
+        epsilon_std (`float`, *optional*, defaults to `0.2`): A threshold that is not dynamic.
+        epsilon_std_lower (`float`, *optional*): The lower one; defaults to `epsilon_std`. Ours: the paper has one for
             both. A small one keeps unlikely tokens from vanishing, which holds entropy up.
-        phase_split (`float`, *optional*, defaults to 0.5): share of the training in the first phase, in (0, 1).
-        second_half_lower (`str`, *optional*, defaults to `"fade_out"`): or `"fade_in"`, see above.
-        entropy_floor (`float`, *optional*, defaults to 0.2): `tau_low / H_init`, in [0, 1).
-        initial_mode (`str`, *optional*, defaults to `"lower"`): the mode until an entropy asks for another, `"lower"`
+        phase_split (`float`, *optional*, defaults to `0.5`): Share of the training in the first phase, in (0, 1).
+        second_half_lower (`str`, *optional*, defaults to `"fade_out"`): `"fade_out"` or `"fade_in"`, see above.
+        entropy_floor (`float`, *optional*, defaults to `0.2`): `tau_low / H_init`, in [0, 1).
+        initial_mode (`str`, *optional*, defaults to `"lower"`): The mode until an entropy asks for another, `"lower"`
             or `"raise"`.
-        entropy_target (`float`, *optional*): of the strategy `"target"`, which needs it; nats.
-        entropy_band (`float`, *optional*, defaults to 0.02): half the width of the band around the target, nats.
+        entropy_target (`float`, *optional*): The entropy that the strategy `"target"` holds, and needs; nats.
+        entropy_band (`float`, *optional*, defaults to `0.02`): Half the width of the band around the target, nats.
 
     Raises:
-        ValueError: if a value is out of its range, or the target does not fit the strategy.
+        ValueError: If a value is out of its range, or the target does not fit the strategy.
     """
 
     strategy: str = "increase_then_decrease"
@@ -201,7 +201,7 @@ class FlexibleClip(EntropyControl):
 
         Args:
             progress (`float`): `k/T`, the share of the training's steps that are done.
-            state (mapping): the state at this step.
+            state (`Mapping[str, float]`): The state at this step.
         """
         dynamic_upper = Threshold(self.upper_slope, self.upper_base)
         dynamic_lower = Threshold(self.lower_slope, self.lower_base)

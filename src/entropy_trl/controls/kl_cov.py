@@ -29,20 +29,20 @@ class KLCov(EntropyControl):
 
     The penalty carries gradient through `logp` only; its sign is that of `logp - old_logp`, full strength however
     small the difference. While the policy is still the one that made the rollout the gradient is 0, so the method needs
-    several updates a rollout; and where two forward passes of one policy differ by rounding, the sign is noise. The
-    metric `selected_at_rounding` is the share of penalised tokens whose difference is no larger than rounding.
+    several updates a rollout; and where two forward passes of one policy differ, by rounding or by dropout, the sign is
+    noise. The metric `selected_at_rounding` is the share of penalised tokens whose difference is no larger than that.
 
     Differs from the authors' code: the pool may be the whole optimizer step; ties go to the first token.
 
     Args:
-        fraction (`float`, *optional*, defaults to 2e-3): share of the pool's tokens to penalise, in (0, 1]. The paper
+        fraction (`float`, *optional*, defaults to `2e-3`): Share of the pool's tokens to penalise, in (0, 1]. The paper
             uses 2e-3 for 7B and 2e-4 for 32B models.
-        coef (`float`, *optional*, defaults to 1.0): weight of the penalty, not negative.
+        coef (`float`, *optional*, defaults to `1.0`): Weight of the penalty, not negative.
         selection (`str`, *optional*, defaults to `"covariance"`): `"random"` penalises as many tokens drawn from all
             of them: the null hypothesis that the covariance does not matter.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     fraction: float = 2e-3
@@ -62,6 +62,10 @@ class KLCov(EntropyControl):
                 f"`coef` must be finite and not negative, got {self.coef!r}: a negative penalty would drive the "
                 "selected tokens away from the rollout's policy. The paper uses 1."
             )
+
+    @property
+    def compares_sequences(self) -> bool:
+        return self.selection == "covariance"
 
     def check_pool_size(self, tokens: int) -> None:
         warn_if_percentage(self.fraction, tokens)

@@ -36,12 +36,12 @@ class Steer(EntropyControl):
     for negative advantages, 10, is TRL's `delta` and not set here.
 
     Args:
-        weight_min (`float`, *optional*, defaults to 0.8): the smallest weight, in (0, 1].
-        omega_floor (`float`, *optional*, defaults to 0.02): maximum of `|Omega|` up to which weights stay above
+        weight_min (`float`, *optional*, defaults to `0.8`): The smallest weight, in (0, 1].
+        omega_floor (`float`, *optional*, defaults to `0.02`): Maximum of `|Omega|` up to which weights stay above
             `weight_min`; positive.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     weight_min: float = 0.8

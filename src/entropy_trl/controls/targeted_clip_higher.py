@@ -32,13 +32,13 @@ class TargetedClipHigher(EntropyControl):
     ADAPO is the same idea, found independently: the upper bound grows where the entropy is too low.
 
     Args:
-        epsilon (`float`, *optional*, defaults to 0.6): the ratio is clipped below at `1 - epsilon`; in (0, 1).
-        delta (`float`, *optional*, defaults to 0.25): how far the upper bound moves in a step, positive.
-        k_max (`float`, *optional*, defaults to 2.5): how far it may be widened at most, not negative.
-        entropy_target (`float`, *optional*, defaults to 0.3): mean entropy to hold, nats a token, not negative.
+        epsilon (`float`, *optional*, defaults to `0.6`): The ratio is clipped below at `1 - epsilon`; in (0, 1).
+        delta (`float`, *optional*, defaults to `0.25`): How far the upper bound moves in a step, positive.
+        k_max (`float`, *optional*, defaults to `2.5`): How far it may be widened at most, not negative.
+        entropy_target (`float`, *optional*, defaults to `0.3`): Mean entropy to hold, nats a token, not negative.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     epsilon: float = 0.6

@@ -3,19 +3,27 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from entropy_trl.files import write_output
 from entropy_trl.templates import ANSWER_FORMATS
 
 
 NO_PROMPT = "have no prompt"
+MIXED_PROMPT = "have a prompt of another kind than the first row has: one is plain text, the other a chat"
 NO_ANSWER = "have no answer"
-BAD_ANSWER = "have an answer that math-verify cannot read, or that is no result"
+STRUCTURE = "have an answer that is a list of several values or a structure: name one field with solution_column"
+NOT_TEXT = "have an answer that is no text and no number, but a date, a time or another type"
+INEXACT = "have an integer answer that is stored as a float, which has lost digits"
+NO_RESULT = "have an answer that is no result, but a placeholder or a worked solution"
+NOT_ACCEPTED = "have an answer that math_reward cannot read: it would be wrong as its own answer"
 BAD_FORMAT = f"have an answer_format that is none of {', '.join(ANSWER_FORMATS)}"
 NO_PROBLEM = "have a prompt with instructions of an unknown wording, which prompt_template cannot replace"
 TOO_LONG = "have a prompt longer than max_prompt_length"
-BAD = (NO_PROMPT, NO_ANSWER, BAD_ANSWER, BAD_FORMAT, NO_PROBLEM, TOO_LONG)
+_BAD_ANSWERS = (NO_ANSWER, STRUCTURE, NOT_TEXT, INEXACT, NO_RESULT, NOT_ACCEPTED)
+BAD = (NO_PROMPT, MIXED_PROMPT, *_BAD_ANSWERS, BAD_FORMAT, NO_PROBLEM, TOO_LONG)
 OTHER_LANGUAGE = "are in another language"
 OVERLAP = "overlap an evaluation problem"
 REPEAT = "repeat an earlier row's prompt and answer"
@@ -67,7 +75,8 @@ class Dropped:
         """Raises ValueError if too many rows cannot be used."""
         bad = [reason for reason in BAD if reason in self.rows]
         number = sum(self.numbers[reason] for reason in bad)
-        if number > max_bad_rows * self.different:
+        # The number as written: 0.29 of 100 rows are 29, although the product of the floats is 28.999.
+        if number > Fraction(str(max_bad_rows)) * self.different:
             raise ValueError(
                 f"Data set {self.name!r}: {number} of {self.different} different rows cannot be used, more than "
                 f"max_bad_rows ({max_bad_rows:g} of them) allows: {'; '.join(map(self._line, bad))}."
@@ -89,6 +98,10 @@ def dropped_line(row: int, reason: str, overlaps: Sequence[str]) -> dict[str, An
 
 def write_lines(file: str, lines: Iterable[Mapping[str, Any]], mode: Literal["w", "a"] = "w") -> None:
     path = Path(file).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open(mode, encoding="utf-8") as opened:
-        opened.writelines(json.dumps(line) + "\n" for line in lines)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if mode == "w":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_output(path, text)
+        return
+    with path.open("a", encoding="utf-8") as opened:
+        opened.write(text)

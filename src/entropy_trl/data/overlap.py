@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from entropy_trl.data.answers import number_text
 from entropy_trl.data.loading import load_splits
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.reading import HAN, Reading, prompt_text
@@ -29,6 +30,7 @@ class Benchmarks:
             rows = loaded["test" if "test" in loaded else next(iter(loaded))]
             column = Reading.of(rows.column_names, file, RowOptions()).prompt
             for row, prompt in enumerate(rows[column]):
+                prompt = number_text(prompt)
                 known = recognise(prompt) if prompt else None
                 self._add(file, row, prompt_text(prompt) if known is None else known[1])
 

@@ -16,63 +16,91 @@ What is left out is counted by reason, in one log message: rows that repeat a pr
 rows that cannot be used, and what the options ask for. docs/data.md has the rules.
 """
 
-from typing import Any
+from dataclasses import replace
+from itertools import islice
+from typing import Unpack
 
 import datasets
 
-from entropy_trl.data.loading import load_splits
-from entropy_trl.data.options import RowOptions
+from entropy_trl.data.loading import UNREADABLE, cause, load_splits
+from entropy_trl.data.options import RowFields, RowOptions
 from entropy_trl.data.overlap import Benchmarks
 from entropy_trl.data.reading import Reading
 from entropy_trl.data.stream import prepare_stream
 from entropy_trl.data.table import prepare_table
 
 
+_SAMPLES = 20  # rows that show what the columns are
+
+
 def load_rows(
-    source: str, *, split: str = "train", config: str | None = None, streaming: bool = False, **options: Any
+    source: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    streaming: bool = False,
+    options: RowOptions | None = None,
+    **fields: Unpack[RowFields],
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Loads rows and maps them to the columns `prompt`, `solution` and `answer_format`, one row a prompt.
+    """Load rows and map them to the columns `prompt`, `solution` and `answer_format`, one row a prompt.
 
     Args:
-        source: A file (`.jsonl`, `.json`, `.parquet`, `.csv`), a folder of such files, or the name of a hub data set.
-        split: The split to load. A single file is the split `train`.
-        config: The configuration of a hub data set that has several.
-        streaming: Read the rows as they are used. Of conflicting answers the first is then taken, and what comes late
-            in the stream is counted, and may be an error, when it comes.
-        **options: The fields of `RowOptions`.
+        source (`str`): A file (`.jsonl`, `.json`, `.parquet`, `.csv`), a folder of such files, or the name of a hub
+            data set.
+        split (`str`, *optional*, defaults to `"train"`): The split to load. A single file is the split `train`.
+        config (`str`, *optional*): The configuration of a hub data set that has several.
+        streaming (`bool`, *optional*, defaults to `False`): Read the rows as they are used. Of conflicting answers the
+            first is then taken, and what comes late in the stream is counted, and may be an error, when it comes.
+        options ([`RowOptions`], *optional*): What to make of the rows, and which to leave out.
+        **fields (`Unpack[RowFields]`): Single fields of `RowOptions`, which replace those of `options`.
 
     Returns:
-        The rows, with their other columns unchanged.
+        `datasets.Dataset | datasets.IterableDataset`: The rows, with their other columns unchanged.
 
     Raises:
         FileNotFoundError: `source` is a path, and nothing is there.
         ValueError: The format, the split, the columns, the options or too many of the rows are not ones that can be
             used; the message names those found.
+
+    Example:
+
+    ```python
+    >>> rows = load_rows("train.jsonl", options=RowOptions(prompt_template="r1_zero", language="en"))
+    >>> rows = load_rows("train.jsonl", prompt_template="r1_zero", language="en")  # the same
+    ```
     """
-    row_options = RowOptions(**options)
-    loaded = load_splits(source, config, streaming)
+    options = replace(options or RowOptions(), **fields)
+    named = [column for column in (options.prompt_column, options.solution_column) if column]
+    loaded = load_splits(source, config, streaming, named)
     if split not in loaded:
         raise ValueError(f"Data set {source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
-    return _prepare(loaded[split], source, row_options)
+    return _prepare(loaded[split], source, options)
 
 
 def prepare_rows(
-    rows: datasets.Dataset | datasets.IterableDataset, *, name: str, **options: Any
+    rows: datasets.Dataset | datasets.IterableDataset,
+    *,
+    name: str,
+    options: RowOptions | None = None,
+    **fields: Unpack[RowFields],
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """What `load_rows` does with rows once they are loaded. `name` stands for them in messages."""
-    return _prepare(rows, name, RowOptions(**options))
+    """Do what `load_rows` does once the rows are loaded. `name` stands for them in messages."""
+    return _prepare(rows, name, replace(options or RowOptions(), **fields))
 
 
 def _prepare(
     rows: datasets.Dataset | datasets.IterableDataset, name: str, options: RowOptions
 ) -> datasets.Dataset | datasets.IterableDataset:
-    if isinstance(rows, datasets.IterableDataset) and rows.column_names is None:
-        columns = list(next(iter(rows), {}))
-        if not columns:
-            raise ValueError(f"Data set {name!r} has no rows.")
-    else:
-        columns = list(rows.column_names)
-    reading = Reading.of(columns, name, options)
+    try:
+        samples = list(islice(rows, _SAMPLES))
+    except UNREADABLE as error:  # a stream is first read here
+        raise ValueError(f"Data set {name!r} cannot be read: {cause(error)}") from error
+    if not samples:
+        raise ValueError(f"Data set {name!r} has no rows.")
+    columns = list(rows.column_names or samples[0])
+    features = rows.features or {}
+    classes = [column for column in columns if isinstance(features.get(column), datasets.ClassLabel)]
+    reading = Reading.of(columns, name, options, samples, classes)
     benchmarks = Benchmarks(options.exclude_overlap, options.overlap_threshold)
     if isinstance(rows, datasets.IterableDataset):
         return prepare_stream(rows, columns, name, reading, benchmarks, options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from entropy_trl.data.answers import normal, normal_answer
 from entropy_trl.data.dropped import (
     LATER_CONFLICT,
     NAMED_ROWS,
@@ -18,9 +19,10 @@ from entropy_trl.data.dropped import (
     dropped_line,
     write_lines,
 )
+from entropy_trl.data.loading import UNREADABLE, cause
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, digest, normal, normal_answer, prompt_length
+from entropy_trl.data.reading import Reading, digest, prompt_length
 
 
 logger = logging.getLogger(__name__)
@@ -100,9 +102,17 @@ class _Stream:
 
     def _source(self) -> Iterator[dict[str, Any]]:
         # `iter` reads all shards, where iterating in a worker process of a data loader would read that worker's only.
-        for batch in self._rows.iter(batch_size=_FIRST_ROWS):
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+        count = 0
+        try:
+            for batch in self._rows.iter(batch_size=_FIRST_ROWS):
+                for values in zip(*batch.values(), strict=True):
+                    yield dict(zip(batch, values, strict=True))
+                    count += 1
+        except UNREADABLE as error:
+            raise ValueError(
+                f"Data set {self._name!r} cannot be read after row {count}: {cause(error)}. Without streaming, "
+                "integers beyond 64 bits and columns of several types are read (dataset_streaming false)."
+            ) from error
 
     def _repeat(self, digests: "Digests", problem: str, answer: str) -> str:
         """Why a row with this problem and answer is left out after those before it, if it is."""

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import numpy as np
 from datasets.fingerprint import Hasher
 
 from entropy_trl import templates
+from entropy_trl.data.answers import normal, normal_answer
 from entropy_trl.data.dropped import CONFLICT, OVERLAP, REPEAT, TOO_LONG, Dropped
 from entropy_trl.data.options import RowOptions
 from entropy_trl.data.overlap import Benchmarks
-from entropy_trl.data.reading import Reading, hashed, normal, normal_answer, prompt_length
+from entropy_trl.data.reading import Reading, hashed, prompt_length
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _CODE_FILES = (
     Path(templates.__file__),
     *sorted((Path(templates.__file__).parent / "rewards").glob("*.py")),
 )
-_CODE = Hasher.hash([*(file.read_bytes() for file in _CODE_FILES), version("math-verify")])
+_CODE = Hasher.hash([file.read_bytes() for file in _CODE_FILES])
 
 
 def prepare_table(
@@ -54,11 +54,13 @@ def prepare_table(
     features = datasets.Features({column: rows.features[column] for column in rows.features})
     for column in reading.consumed:
         features.pop(column, None)
-    keeps_prompts = reading.template is None and not (reading.bare and _is_text(rows.features.get(reading.prompt)))
+    is_bare = reading.bare and isinstance(rows.features.get(reading.prompt), datasets.Value)
+    keeps_prompts = reading.template is None and not is_bare and not reading.chat_text
     if not keeps_prompts:
         features["prompt"] = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
     elif reading.prompt in rows.features:
-        features["prompt"] = rows.features[reading.prompt]
+        feature = rows.features[reading.prompt]
+        features["prompt"] = datasets.Value("string") if isinstance(feature, datasets.Value) else feature
     else:
         features = None  # a field of a structure: `datasets` finds the type
     if features is not None:
@@ -110,10 +112,6 @@ def _read_batch(batch: Mapping[str, list[Any]], reading: Reading, code: str) -> 
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray[Any, Any]:
     column: np.ndarray[Any, Any] = rows.with_format("numpy")[name][:]
     return column
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def _find_repeats(rows: datasets.Dataset, reasons: np.ndarray[Any, Any]) -> None:

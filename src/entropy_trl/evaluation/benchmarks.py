@@ -5,6 +5,7 @@ up to 8,192 tokens, as in its training). GSM8K is not in its table and is greedy
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,15 @@ import datasets
 
 from entropy_trl.data import DEFAULT_TEMPLATE, final_result, load_splits
 from entropy_trl.data.reading import SOLUTION_COLUMNS
+from entropy_trl.evaluation import problems
 from entropy_trl.templates import get_template
 
 
 logger = logging.getLogger(__name__)
+
+MOST_SAMPLES = 100_000
+LOWEST_TEMPERATURE = 0.01
+"""vLLM takes none below, either."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,10 @@ class Sampling:
     """How completions are drawn.
 
     Attributes:
-        samples: Completions of each problem.
-        temperature: 0 is greedy.
-        top_p: The probability mass that is sampled from.
-        max_tokens: The length at which a completion is cut.
+        samples (`int`, *optional*, defaults to `1`): Completions of each problem.
+        temperature (`float`, *optional*, defaults to `0.0`): 0 is greedy.
+        top_p (`float`, *optional*, defaults to `1.0`): The probability mass that is sampled from.
+        max_tokens (`int`, *optional*, defaults to `8192`): The length at which a completion is cut.
     """
 
     samples: int = 1
@@ -39,10 +45,15 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.max_tokens < 1:
             raise ValueError(f"samples and max_tokens must be at least 1, got {self.samples} and {self.max_tokens}.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.samples > MOST_SAMPLES:
+            raise ValueError(f"samples must be at most {MOST_SAMPLES:,}, got {self.samples:,}.")
+        if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
-                f"temperature must not be negative and top_p in (0, 1], got {self.temperature:g} and {self.top_p:g}."
+                f"temperature must be 0 (greedy), or finite and at least {LOWEST_TEMPERATURE:g}, got "
+                f"{self.temperature:g}: it must not be negative, and below that logits overflow."
             )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p:g}.")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(f"{self.samples} greedy samples are {self.samples} times the same: set a temperature.")
 
@@ -52,14 +63,15 @@ class Benchmark:
     """A set of problems with verifiable answers.
 
     Attributes:
-        name: What the options, files and tables call it.
-        title: The head of its column.
-        source: A hub data set, or a file.
-        sampling: The protocol it is published with.
-        config: The hub data set's configuration, if it has several.
-        split: The hub data set's split. A file has one.
-        problem: The column of the problem; None finds it (`problem` or `question`).
-        answer: The column of the answer; None finds it (the first of `data.reading.SOLUTION_COLUMNS`).
+        name (`str`): What the options, files and tables call it.
+        title (`str`): The head of its column.
+        source (`str`): A hub data set, or a file.
+        sampling ([`Sampling`]): The protocol it is published with.
+        config (`str`, *optional*): The hub data set's configuration, if it has several.
+        split (`str`, *optional*, defaults to `"test"`): The hub data set's split. A file has one.
+        problem (`str`, *optional*): The column of the problem; None finds it (`problem` or `question`).
+        answer (`str`, *optional*): The column of the answer; None finds it (the first of
+            `data.reading.SOLUTION_COLUMNS`).
     """
 
     name: str
@@ -126,17 +138,17 @@ def load_benchmark(
     """The problems of a benchmark, one row each, as TRL's trainers and rewards read them.
 
     All rows stay, in their order, since a published score is over all of them. (`load_rows`, which is for training,
-    leaves out repeats and answers that math-verify cannot read; here such an answer counts if it is given literally.)
+    leaves out repeats and answers that are no result. `math_reward` compares an answer that it cannot parse literally.)
 
     Args:
-        benchmark: A benchmark, or what `get_benchmark` reads.
-        prompt_template: A name of `templates.TEMPLATES` or a text with `{problem}`: the one the model was trained with.
-            None: `data.DEFAULT_TEMPLATE`.
-        limit: Take the first so many problems only.
+        benchmark (`str | Benchmark`): A benchmark, or what `get_benchmark` reads.
+        prompt_template (`str`, *optional*): A name of `templates.TEMPLATES` or a text with `{problem}`: the one the
+            model was trained with. None: `data.DEFAULT_TEMPLATE`.
+        limit (`int`, *optional*): Take the first so many problems only.
 
     Returns:
-        The columns `prompt`, `solution`, `answer_format`, `problem_id` and `data_source` (the name, by which
-        `math_reward` logs the accuracy in a training).
+        `datasets.Dataset`: The columns `prompt`, `solution`, `answer_format`, `problem_id` and `data_source` (the
+        name, by which `math_reward` logs the accuracy in a training).
 
     Raises:
         FileNotFoundError: The source is a path, and nothing is there.
@@ -145,33 +157,52 @@ def load_benchmark(
     if isinstance(benchmark, str):
         benchmark = get_benchmark(benchmark)
     template = DEFAULT_TEMPLATE if prompt_template is None else get_template(prompt_template)
-    loaded = load_splits(benchmark.source, benchmark.config, streaming=False)
-    split = next(iter(loaded)) if len(loaded) == 1 else benchmark.split
-    if split not in loaded:
-        raise ValueError(f"{benchmark.source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
-    rows = loaded[split]
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    problem = _column(benchmark, "problem", _PROBLEM_COLUMNS, rows.column_names)
-    answer = _column(benchmark, "answer", SOLUTION_COLUMNS, rows.column_names)
-    ids = [str(i) for i in rows["id"]] if "id" in rows.column_names else []
-    if len(set(ids)) != len(rows):
-        ids = [str(row) for row in range(len(rows))]
-    problems, solutions = list(rows[problem]), [_solution(value) for value in rows[answer]]
+    columns = _columns(benchmark)
+    problem = _column(benchmark, "problem", _PROBLEM_COLUMNS, list(columns))
+    answer = _column(benchmark, "answer", SOLUTION_COLUMNS, list(columns))
+    texts = list(columns[problem])[:limit]
+    solutions = [_solution(value) for value in list(columns[answer])[:limit]]
+    ids = [str(i) for i in columns["id"]][:limit] if "id" in columns else []
+    if len(set(ids)) != len(texts):
+        ids = [str(row) for row in range(len(texts))]
     what = f"Benchmark {benchmark.name!r} ({benchmark.source!r})"
-    if not any(solutions) or not all(problems):
+    if not any(solutions) or not all(texts):
         raise ValueError(f"{what} cannot be used: it has no answers, or a row without a problem.")
+    for row, problem_text in enumerate(texts):
+        if not isinstance(problem_text, str):
+            raise ValueError(
+                f"{what} cannot be used: the {problem} of row {row} is {str(problem_text)[:60]!r}, not a text."
+            )
+        for text in (problem_text, solutions[row], ids[row]):
+            if not _is_unicode(text):
+                raise ValueError(f"{what} cannot be used: row {row} has half of a surrogate pair.")
     if unanswerable := [row for row, solution in enumerate(solutions) if not solution]:
         logger.warning("%s: %d problems have no answer that a completion could match.", what, len(unanswerable))
     return datasets.Dataset.from_dict(
         {
-            "data_source": [benchmark.name] * len(problems),
+            "data_source": [benchmark.name] * len(texts),
             "problem_id": ids,
-            "prompt": [template.messages(str(text)) for text in problems],
+            "prompt": [template.messages(text) for text in texts],
             "solution": solutions,
-            "answer_format": [template.answer_format] * len(problems),
+            "answer_format": [template.answer_format] * len(texts),
         }
     )
+
+
+def _columns(benchmark: Benchmark) -> Mapping[str, Sequence[Any]]:
+    """The columns of a benchmark's source. In a file of text numbers stay as they are written."""
+    path = Path(benchmark.source).expanduser()
+    if path.is_file() and path.suffix in problems.SUFFIXES:
+        return problems.read_problems(path)
+    loaded = load_splits(benchmark.source, benchmark.config, streaming=False)
+    split = next(iter(loaded)) if len(loaded) == 1 else benchmark.split
+    if split not in loaded:
+        raise ValueError(f"{benchmark.source!r} has no split {split!r}: it has {', '.join(map(repr, loaded))}.")
+    return {name: loaded[split][name] for name in loaded[split].column_names}
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _column(benchmark: Benchmark, part: str, usual: Sequence[str], columns: Sequence[str]) -> str:

@@ -28,11 +28,12 @@ class Completion:
     """One answer of a model.
 
     Attributes:
-        text: The completion, without special tokens.
-        length: Its tokens, the one that ends it included.
-        truncated: Whether it was cut at the limit instead.
-        entropy: The mean over its tokens of the entropy of the model's own next-token distribution (before temperature
-            and top-p, so that greedy completions have one too), in nats; None where the engine does not give it.
+        text (`str`): The completion, without special tokens.
+        length (`int`): Its tokens, the one that ends it included.
+        truncated (`bool`): Whether it was cut at the limit instead.
+        entropy (`float`, *optional*): The mean over its tokens of the entropy of the model's own next-token
+            distribution (before temperature and top-p, so that greedy completions have one too), in nats; None where
+            the engine does not give it.
     """
 
     text: str

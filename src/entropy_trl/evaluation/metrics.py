@@ -31,14 +31,17 @@ def majority_at_k(n: int, c: int, wrong: Sequence[int], k: int) -> float:
     which the right answer ties with t others counts 1 / (t + 1). Samples without an answer have no vote.
 
     Args:
-        n: Samples of the problem.
-        c: How many of them are right.
-        wrong: How many samples gave each of the wrong answers.
-        k: The size of the subsets.
+        n (`int`): Samples of the problem.
+        c (`int`): How many of them are right.
+        wrong (`Sequence[int]`): How many samples gave each of the wrong answers.
+        k (`int`): The size of the subsets.
     """
     _check(n, c, k)
     if c + sum(wrong) > n:
         raise ValueError(f"{c} right and {sum(wrong)} wrong answers are more than {n} samples")
+    if k == n:  # one subset, which the sum below takes half a minute for at 1,100 samples
+        most = max(wrong, default=0)
+        return 0.0 if c < max(most, 1) else 1 / (1 + list(wrong).count(c))
     total = Fraction(0)  # exact: the counts of subsets are beyond the range of floats from about 1,030 samples on
     for votes in range(1, min(c, k) + 1):
         # Ways to draw the other k - votes samples such that no wrong answer has more votes, by number of ties. Answers

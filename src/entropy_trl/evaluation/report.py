@@ -1,6 +1,7 @@
 """Results as tables like the paper's, alone and beside the published ones."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_trl.analysis.tables import markdown_table
 from entropy_trl.evaluation.benchmarks import BENCHMARKS
 from entropy_trl.evaluation.metrics import bootstrap_means, interval
 from entropy_trl.evaluation.run import read_completions, read_mapping
@@ -17,6 +19,8 @@ Results = dict[str, Any]
 
 RESULTS = "results.json"
 
+logger = logging.getLogger(__name__)
+
 
 def published() -> dict[str, Any]:
     """The published table: `columns`, `rows` (scores in percent) and `source`."""
@@ -25,7 +29,10 @@ def published() -> dict[str, Any]:
 
 
 def average(results: Results, folder: Path) -> dict[str, Any] | None:
-    """The plain mean of the accuracies on the paper's seven benchmarks, with its interval; None if one is missing."""
+    """The plain mean of the accuracies on the paper's seven benchmarks, with its interval.
+
+    None if one of them is missing, or if its completions are, which the interval is made of.
+    """
     columns = published()["columns"]
     benchmarks = results["benchmarks"]
     if not set(columns) <= set(benchmarks):
@@ -33,7 +40,12 @@ def average(results: Results, folder: Path) -> dict[str, Any] | None:
     means = []
     for name in columns:
         scores: dict[int, list[bool]] = {}
-        for record in read_completions(folder / "completions" / f"{name}.jsonl"):
+        try:
+            records = read_completions(folder / "completions" / f"{name}.jsonl")
+        except (ValueError, OSError) as error:
+            logger.warning("The mean of the seven benchmarks is left out: %s", error)
+            return None
+        for record in records:
             scores.setdefault(record["problem"], []).append(record["correct"])
         means.append(bootstrap_means([sum(right) / len(right) for right in scores.values()], name))
     accuracy = sum(benchmarks[name]["accuracy"] for name in columns) / len(columns)
@@ -111,7 +123,7 @@ def scores_table(runs: Sequence[Results], compare: bool = False) -> str:
         cells = [_accuracy(run["benchmarks"].get(name)) for name in columns]
         rows.append([run["name"], *cells, _accuracy(run["average"]), *([""] if compare else [])])
     titles = [BENCHMARKS[name].title if name in BENCHMARKS else name for name in columns]
-    table = _markdown(["", *titles, "Mean of 7", *(["as printed"] if compare else [])], rows)
+    table = markdown_table(["", *titles, "Mean of 7", *(["as printed"] if compare else [])], rows, aligned=True)
     notes = "Accuracy in percent (avg@n), with the 95% bootstrap interval over problems."
     return f"{table}\n\n{notes}" + (f" Published: {paper['source']}" if compare else "")
 
@@ -127,7 +139,7 @@ def details_table(run: Results) -> str:
         title = BENCHMARKS[name].title if name in BENCHMARKS else name
         rows.append([title, str(scores["problems"]), str(n), *cells, f"{scores['mean_length']:.0f}", entropy])
     head = ["", "problems", "n", "avg@n", "pass@n", "majority@n", "truncated", "mean length", "entropy"]
-    return _markdown(head, rows)
+    return markdown_table(head, rows, aligned=True)
 
 
 def _accuracy(scores: Mapping[str, Any] | None) -> str:
@@ -135,13 +147,3 @@ def _accuracy(scores: Mapping[str, Any] | None) -> str:
         return ""
     low, high = scores["ci95"]
     return f"{100 * scores['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
-    pad = lambda row: " | ".join(  # noqa: E731
-        cell.ljust(width) if i == 0 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    rule = " | ".join("-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
-    return "\n".join(f"| {line} |" for line in (pad(head), rule, *map(pad, rows)))

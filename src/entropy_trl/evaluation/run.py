@@ -2,9 +2,10 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def evaluate_benchmark(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    locked: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a model on the rows of `load_benchmark`.
 
@@ -41,23 +43,26 @@ def evaluate_benchmark(
     row and the sample alone, not on what was drawn before.
 
     Args:
-        engine: Draws the completions.
-        rows: The problems.
-        sampling: How to sample.
-        file: The JSONL file of completions; its settings go beside it, to `NAME.settings.json`.
-        name: The benchmark's name.
-        settings: What else must be the same for a file to be continued, such as the model.
-        seed: The seed of the sampling.
-        overwrite: Start again where the settings differ, instead of refusing to.
-        progress: Show a progress bar.
+        engine ([`Engine`]): Draws the completions.
+        rows (`datasets.Dataset`): The problems.
+        sampling ([`Sampling`]): How to sample.
+        file (`Path`): The JSONL file of completions; its settings go beside it, to `NAME.settings.json`.
+        name (`str`): The benchmark's name.
+        settings (`Mapping[str, Any]`, *optional*): What else must be the same for a file to be continued, such as the
+            model.
+        seed (`int`, *optional*, defaults to `0`): The seed of the sampling.
+        overwrite (`bool`, *optional*, defaults to `False`): Start again where the settings differ, instead of refusing
+            to.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+        locked (`bool`, *optional*, defaults to `False`): The caller is the [`only_writer`] of the file.
 
     Returns:
-        The scores, see `summarise`.
+        `dict[str, Any]`: The scores, see `summarise`.
 
     Raises:
         ValueError: The file is from a run with other settings, or another process is writing it.
     """
-    with only_writer(file):
+    with nullcontext() if locked else only_writer(file):
         return _evaluate(engine, rows, sampling, file, name, settings, seed, overwrite, progress)
 
 
@@ -94,7 +99,7 @@ def _evaluate(
     settings = dict(settings or {}) | run_settings(engine.name, rows, sampling, name, seed)
     if not overwrite:
         check_settings(file, settings)
-    if _settings_of(file) != settings or not file.exists():
+    if not _has_settings(file, settings) or not file.exists():
         file.write_bytes(b"")
         write_json(_beside(file), settings)
     tasks = [(row, sample) for row in range(len(rows)) for sample in range(sampling.samples)]
@@ -178,6 +183,14 @@ def _settings_of(file: Path) -> dict[str, Any]:
     return read_mapping(_beside(file)) if _beside(file).exists() else {}
 
 
+def _has_settings(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a file of completions was made with these settings. It was not if what says so is damaged."""
+    try:
+        return _settings_of(file) == settings
+    except ValueError:
+        return False
+
+
 def read_mapping(file: Path) -> dict[str, Any]:
     """The mapping in a JSON file.
 
@@ -198,9 +211,42 @@ def _beside(file: Path) -> Path:
 
 
 def read_completions(file: Path) -> list[Record]:
-    """The lines of a file of completions."""
-    with file.open() as lines:
-        return [json.loads(line) for line in lines]
+    """The lines of a file of completions.
+
+    Raises:
+        ValueError: A line is damaged.
+    """
+    records = []
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            record = _read_record(line)
+            if record is None:
+                raise ValueError(
+                    f"{file} is damaged: line {number} is no completion of an evaluation. Delete the file, and "
+                    "evaluate that benchmark again."
+                )
+            records.append(record)
+    return records
+
+
+def _read_record(line: bytes) -> Record | None:
+    """A line of a file of completions; None if it is torn or damaged."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if _is_record(record) else None
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a value has all that scores are made of."""
+    if not isinstance(record, dict) or not all(type(record.get(key)) is bool for key in ("correct", "truncated")):
+        return False
+    if not all(isinstance(record.get(key), str) for key in ("text", "answer")):
+        return False
+    if not all(type(record.get(key)) is int and 0 <= record[key] < 2**53 for key in ("problem", "sample", "length")):
+        return False
+    return type(record.get("entropy", "")) in (int, float, type(None))
 
 
 def _count_whole(file: Path, tasks: Sequence[tuple[int, int]]) -> int:
@@ -208,11 +254,8 @@ def _count_whole(file: Path, tasks: Sequence[tuple[int, int]]) -> int:
     with file.open("rb") as lines:
         count = 0
         for line, task in zip(lines, tasks, strict=False):
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else {}
-            except ValueError:
-                record = {}
-            if (record.get("problem"), record.get("sample")) != task:
+            record = _read_record(line)
+            if record is None or (record["problem"], record["sample"]) != task:
                 break
             count += 1
         return count
@@ -232,9 +275,9 @@ def summarise(records: Sequence[Record], name: str) -> dict[str, Any]:
     """The scores of a benchmark.
 
     Returns:
-        `accuracy` (avg@n, a fraction) with its 95% interval `ci95` over problems, `pass@k` and `majority@k` for k = n
-        and the powers of 2 below, `mean_length` in tokens, `truncated` and `unanswered` (fractions of completions),
-        and `entropy` (nats a token, over all tokens; None if the engine gave none).
+        `dict[str, Any]`: `accuracy` (avg@n, a fraction) with its 95% interval `ci95` over problems, `pass@k` and
+        `majority@k` for k = n and the powers of 2 below, `mean_length` in tokens, `truncated` and `unanswered`
+        (fractions of completions), and `entropy` (nats a token, over all tokens; None if the engine gave none).
     """
     by_problem: dict[int, list[Record]] = {}
     for record in records:
@@ -269,8 +312,8 @@ def summarise(records: Sequence[Record], name: str) -> dict[str, Any]:
         "truncated": _mean([record["truncated"] for record in records]),
         "unanswered": _mean([not record["answer"] for record in records]),
         "entropy": None
-        if None in entropies
-        else sum(entropy * length for entropy, length in zip(entropies, lengths, strict=True)) / sum(lengths),
+        if None in entropies or not all(map(math.isfinite, entropies))
+        else sum(entropy * length for entropy, length in zip(entropies, lengths, strict=True)) / max(sum(lengths), 1),
     }
 
 

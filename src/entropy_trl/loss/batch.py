@@ -1,7 +1,5 @@
 """[`TokenBatches`]: convert TRL's inputs of the loss to what a control sees."""
 
-import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,25 +8,28 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from entropy_trl.loss.noise import ForwardNoise
 from entropy_trl.loss.reduction import CLIPPED_LOSS_TYPES, clipped_tokens, token_weights
 from entropy_trl.tokens.ranks import Ranks
 from entropy_trl.tokens.types import TokenBatch
+from entropy_trl.trl_compat import forward_parameters
 
 
 #: What TRL's forward pass takes beside the token ids (images and the like), by name.
-_FORWARD_INPUTS = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+_FORWARD_INPUTS = set(forward_parameters())
 
 
 class TokenBatches:
     """Make a [`TokenBatch`] of TRL's inputs, score tokens, and compute their weights in TRL's loss.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer whose loss it is.
+        trainer ([`~trl.GRPOTrainer`]): The trainer whose loss it is.
         forward (`Callable`): TRL's own forward pass. It must look up the parent's method at the call.
-        ranks ([`Ranks`]): the processes that the pool extends over.
-        drops_tokens (`bool`): whether the control drops tokens. It then leaves out those that the ratio clip stopped.
+        ranks ([`Ranks`]): The processes that the pool extends over.
+        drops_tokens (`bool`): Whether the control drops tokens. It then leaves out those that the ratio clip stopped.
 
-    `state` is the control's state at the current step. The trainer sets it when a step begins.
+    `state` is the control's state at the current step. The trainer sets it when a step begins. `noise` is what two
+    forward passes of one policy differ by, as the last update that could tell measured it.
     """
 
     def __init__(self, trainer: GRPOTrainer, forward: Callable[..., Any], ranks: Ranks, drops_tokens: bool):
@@ -37,14 +38,15 @@ class TokenBatches:
         self.ranks = ranks
         self.drops_tokens = drops_tokens
         self.state: Mapping[str, float] = {}
+        self.noise = ForwardNoise()
 
     def of(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None = None) -> TokenBatch:
         """Return the tokens of a micro-batch (or of several, concatenated) as a control sees them.
 
         Args:
             inputs (`dict`): TRL's inputs of the loss: rows of one rollout.
-            logps (`Tensor` of shape (B, T)): log-probabilities to score the tokens by.
-            entropies (`Tensor` of shape (B, T), *optional*): of the current policy.
+            logps (`Tensor` of shape (B, T)): Log-probabilities to score the tokens by.
+            entropies (`Tensor` of shape (B, T), *optional*): Entropies of the current policy.
         """
         trainer, args = self.trainer, self.trainer.args
         old_logps = inputs.get("old_per_token_logps", logps.detach())
@@ -72,12 +74,26 @@ class TokenBatches:
             clipped=clipped,
             # Odd multiplier, so that the steps of one seed and the seeds of one step all differ.
             seed=args.seed * 0x9E3779B97F4A7C15 + trainer.state.global_step,
-            rounding=epsilons * torch.finfo(dtype).eps,
+            rounding=max(epsilons * torch.finfo(dtype).eps, self.noise.bound),
             ranks=self.ranks,
             entropies=entropies,
             progress=min(trainer.state.global_step / max(trainer.state.max_steps, 1), 1.0),
             state=self.state,
         )
+
+    def counted(self, inputs: dict[str, Any], entropies: Tensor) -> dict[str, Any]:
+        """Return the inputs with the `completion_mask` of the tokens that `top_entropy_quantile` leaves in the loss.
+
+        TRL masks each micro-batch after the control has acted. Every rank must call this together.
+
+        Args:
+            inputs (`dict`): TRL's inputs of the loss, of one micro-batch.
+            entropies (`Tensor` of shape (B, T)): Entropies of the current policy, nats.
+        """
+        trainer = self.trainer
+        quantile = 1 - trainer.top_entropy_quantile
+        high = GRPOTrainer.get_high_entropy_mask(trainer, entropies, _loss_mask(inputs), quantile)
+        return inputs | {"completion_mask": inputs["completion_mask"] * high}
 
     def weights(self, inputs: dict[str, Any], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight of each token of a micro-batch in TRL's loss, (B, T)."""
@@ -151,16 +167,3 @@ def _loss_mask(inputs: dict[str, Any]) -> Tensor:
     """Return the tokens that TRL's loss counts, (B, T): completion tokens that no tool wrote."""
     mask = inputs["completion_mask"]
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-
-
-def warn_of_dropout(model: torch.nn.Module) -> None:
-    """Warn of dropout modules: their noise is in `logp - old_logp`, which KL-Cov penalises at full strength."""
-    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
-    if rates:
-        warnings.warn(
-            f"The model has {len(rates)} dropout modules (up to {max(rates):g}): the control penalises their noise at "
-            "full strength in the first update of later rollouts, and `selected_at_rounding` does not count it. Set "
-            "dropout to 0 (`lora_dropout=0` for LoRA; TRL's default is 0.05).",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -1,5 +1,6 @@
 """[`LossCall`]: one call of TRL's loss, with the advantages withheld until the control has seen the forward pass."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import trl
 from torch import Tensor
 from trl import GRPOTrainer
 
+from entropy_trl.loss.noise import ForwardNoise
 from entropy_trl.loss.window import StepWindow
 from entropy_trl.tokens.types import TokenBatch, TokenEdit
 
@@ -18,8 +20,8 @@ class LossCall:
     It withholds the advantages from TRL until the control has seen TRL's forward pass.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer.
-        window ([`StepWindow`]): the optimizer step that the micro-batch belongs to.
+        trainer ([`~trl.GRPOTrainer`]): The trainer.
+        window ([`StepWindow`]): The optimizer step that the micro-batch belongs to.
         inputs (`dict`): TRL's inputs of the loss. They are copied, not changed.
     """
 
@@ -47,6 +49,11 @@ class LossCall:
             self.selected = self.window.selected_in(self.original, self.batch)
         if self.window.shared:
             self.batch = replace(self.batch, shared=self.window.shared)
+        if not self.window.control.acts_on_policy and self.window.policy_is_unchanged:
+            # Whatever the log-probabilities differ by, none of it is drift.
+            self.batch = replace(self.batch, rounding=math.inf)
+            if "old_per_token_logps" in self.original:
+                self.window.metrics.add(ForwardNoise.sums(self.batch))
         if self.window.batches.state:
             total = entropies.detach().where(self.batch.mask, 0.0).sum(dtype=torch.float64)
             self.window.metrics.add({"step_entropy": (total, self.batch.mask.sum())})

@@ -15,8 +15,8 @@ def restore_clip_metrics(trainer: GRPOTrainer, batch: TokenBatch, inputs: dict[s
     """Replace the clip metrics that TRL has just logged, which it computed from the edited advantages.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer. Its last logged values are replaced.
-        batch ([`TokenBatch`]): the micro-batch, with the advantages before the edit.
+        trainer ([`~trl.GRPOTrainer`]): The trainer. Its last logged values are replaced.
+        batch ([`TokenBatch`]): The micro-batch, with the advantages before the edit.
         inputs (`dict`): TRL's inputs of the loss.
     """
     metrics = trainer._metrics["train"]

@@ -28,18 +28,18 @@ def token_weights(
 
     Args:
         loss_type (`str`): `GRPOConfig.loss_type`.
-        mask (`Tensor` of shape (B, T), bool): the tokens that the loss counts.
-        accumulation_steps (`int`): micro-batches of this optimizer step.
-        max_completion_length (`int`): the constant length of `dr_grpo`.
-        step_items (`Tensor` or `float`): tokens that `dapo`, `cispo` and `vespo` divide by: those of the rollout
+        mask (`Tensor` of shape (B, T), bool): The tokens that the loss counts.
+        accumulation_steps (`int`): Micro-batches of this optimizer step.
+        max_completion_length (`int`): The constant length of `dr_grpo`.
+        step_items (`Tensor` or `float`): Tokens that `dapo`, `cispo` and `vespo` divide by: those of the rollout
             batch over all processes, scaled to one optimizer step of one process.
-        dtype (`torch.dtype`): of the weights.
+        dtype (`torch.dtype`): Dtype of the weights.
 
     Returns:
-        `Tensor` of shape (B, T), 0 at padding.
+        `Tensor` of shape (B, T): The weights, 0 at padding.
 
     Raises:
-        ValueError: if the loss type is unknown.
+        ValueError: If the loss type is unknown.
     """
     weights = mask.to(dtype)
     rows = mask.shape[0]
@@ -64,11 +64,11 @@ def clipped_tokens(
     Args:
         log_ratio (`Tensor` of shape (B, T)): `log r`.
         advantages (`Tensor`, broadcastable): `A`.
-        epsilon_low, epsilon_high (`float`): the ratio is clipped to `[1 - epsilon_low, 1 + epsilon_high]`.
-        delta (`float`, *optional*): upper bound of the unclipped ratio (TRL's two-sided clipping).
+        epsilon_low, epsilon_high (`float`): The ratio is clipped to `[1 - epsilon_low, 1 + epsilon_high]`.
+        delta (`float`, *optional*): Upper bound of the unclipped ratio (TRL's two-sided clipping).
 
     Returns:
-        `Tensor` of shape (B, T), bool.
+        `Tensor` of shape (B, T), bool: True where the loss has no gradient.
     """
     ratio = torch.exp(log_ratio.detach())
     lowest, highest = 1 - epsilon_low, 1 + epsilon_high

@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_trl.analysis.law import LawFit, fit_law
-from entropy_trl.analysis.pairs import Points, law_points
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.law.fit import Array
+from entropy_trl.analysis.law.running import RunningFit, RunningLaw
+from entropy_trl.analysis.logs.runs import Run, Series
+from entropy_trl.analysis.verdict import COLLAPSE, ENDS, SURGE, verdict
+from entropy_trl.analysis.verdict import MIN_POINTS as ALARM_POINTS
 
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,9 @@ TRACKERS = ("wandb", "trackio")
 #: Points that a fit needs before it is logged: with fewer the coefficients jump.
 MIN_POINTS = 10
 
-#: The share of the points that stand for "the start" and "now".
-_ENDS = 0.05
-
 
 class EntropyLawCallback(TrainerCallback):
-    """Logs the current fit of `R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), and warns when entropy collapses.
+    """Log the fit of `R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), and warn when entropy collapses or surges.
 
     With each log it adds, under `entropy_law/`:
 
@@ -46,44 +44,53 @@ class EntropyLawCallback(TrainerCallback):
     latter the trackers, which report before it acts, do not have its values; `state.log_history` has.
 
     Args:
-        collapse (`float`): entropy below this share of that at the start is a collapse.
-        reward, entropy, benchmark (`str`, *optional*): metrics to take instead, and the evaluation data set where there
-            are several (see [`~entropy_trl.analysis.pairs.law_points`]).
-        figures (`bool`): whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
+        collapse (`float`): Entropy down to this share of that at the start is a collapse. It is warned of from 5 points
+            on, with advice for the control that is running, and once until entropy is half-way back.
+        surge (`float`): Entropy up to this multiple of that at the start is a surge, warned of in the same way.
+        reward, entropy, benchmark (`str`, *optional*): Metrics to take instead, and the evaluation data set where there
+            are several (see [`~entropy_trl.analysis.law.points.law_points`]).
+        figures (`bool`): Whether to give W&B and trackio, where they are on, the figures of the run at its end. Needs
             matplotlib and statsmodels (the `analysis` extra).
 
     Raises:
-        ValueError: if `collapse` is not in (0, 1).
-        ImportError: if `figures` is set, and matplotlib is missing.
+        ValueError: If `collapse` is not in (0, 1), or `surge` not above 1.
+        ImportError: If `figures` is set, and matplotlib is missing.
     """
 
     def __init__(
         self,
-        collapse: float = 0.1,
+        collapse: float = COLLAPSE,
         reward: str | None = None,
         entropy: str | None = None,
         benchmark: str | None = None,
         figures: bool = False,
+        surge: float = SURGE,
     ):
         if not 0 < collapse < 1:
             raise ValueError(f"`collapse` is a share of the entropy at the start, in (0, 1), got {collapse!r}.")
+        if not 1 < surge < math.inf:
+            raise ValueError(f"`surge` is a multiple of the entropy at the start, above 1, got {surge!r}.")
         for module in ("matplotlib", "statsmodels") if figures else ():
             if importlib.util.find_spec(module) is None:
                 raise ImportError(
                     f"The figures need {module}: pip install 'entropy-trl[analysis]', or set `figures=False`."
                 )
         self.collapse = collapse
+        self.surge = surge
         self.reward = reward
         self.entropy = entropy
         self.benchmark = benchmark
         self.figures = figures
-        self._collapsed = False
+        self._alarm = ""  # the kind that was warned of last, until entropy is half-way back
+        self._settings: dict[str, Any] = {}
         self._has_points = True
+        self._law = RunningLaw(reward, entropy, benchmark)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._collapsed, self._has_points = False, True
+        self._alarm, self._settings, self._has_points = "", args.to_dict(), True
+        self._law = RunningLaw(self.reward, self.entropy, self.benchmark)
 
     def on_log(
         self,
@@ -93,24 +100,24 @@ class EntropyLawCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        points = self._points(state)
-        if points is None or logs is None:
+        entropies = self._entropies(state)
+        if entropies is None or logs is None:
             return
-        count = max(round(_ENDS * len(points.entropy)), 1)
-        start, now = float(points.entropy[:count].mean()), float(points.entropy[-count:].mean())
+        count = max(round(ENDS * len(entropies)), 1)
+        start, now = float(entropies[:count].mean()), float(entropies[-count:].mean())
         if start <= 0:
             return
         values = {"entropy_spent": 1 - now / start}
-        fit = self._fit(points, state)
+        fit = self._law.fit() if len(entropies) >= MIN_POINTS else None
         if fit is not None:
-            remaining = fit.ceiling - float(fit.predict(now))
+            remaining = fit.ceiling - fit.predict(now)
             values |= {"a": fit.a, "b": fit.b, "r2": fit.r2, "ceiling": fit.ceiling, "remaining": remaining}
-        values = {f"{PREFIX}{name}": value for name, value in values.items() if not math.isnan(value)}
+        values = {f"{PREFIX}{name}": value for name, value in values.items() if math.isfinite(value)}
         logs |= values
         if state.log_history:
             state.log_history[-1] |= values
-        if state.is_world_process_zero:
-            self._warn(state.global_step, start, now, points, fit)
+        if state.is_world_process_zero and len(entropies) >= ALARM_POINTS:
+            self._warn(state.global_step, entropies, now / start, now, fit)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -118,25 +125,13 @@ class EntropyLawCallback(TrainerCallback):
         if self.figures and state.is_world_process_zero:
             _report_figures(args, state)
 
-    def _points(self, state: TrainerState) -> Points | None:
-        """The points so far; None while there are none, and where there can be none, which is said once."""
-        run = Run(name="this run", log=[entry for entry in state.log_history if "step" in entry])
-        reward = self.reward or run.find("reward") or run.find("accuracy")
-        if not self._has_points or not {reward, self.entropy or run.find("entropy")} <= set(run.metrics):
+    def _entropies(self, state: TrainerState) -> Array | None:
+        """The entropies of the points so far; None while there are none, and where there can be none, said once."""
+        if not self._has_points:
             return None
         try:
-            return law_points(run, self.reward, self.entropy, benchmark=self.benchmark)
+            return self._law.read(state.log_history)
         except ValueError as error:
-            self._give_up(state, error)
-            return None
-
-    def _fit(self, points: Points, state: TrainerState) -> LawFit | None:
-        """The fit to the points so far; None while there are too few, or no fit is possible."""
-        if len(points.entropy) < MIN_POINTS or np.ptp(points.entropy) < 1e-3 * points.entropy.max():
-            return None
-        try:
-            return fit_law(points.entropy, points.reward)
-        except ValueError as error:  # such as an infinite reward
             self._give_up(state, error)
             return None
 
@@ -146,24 +141,29 @@ class EntropyLawCallback(TrainerCallback):
         if state.is_world_process_zero:
             logger.warning(f"The entropy law is not logged in this run. {error}")
 
-    def _warn(self, step: int, start: float, now: float, points: Points, fit: LawFit | None) -> None:
-        if now > 2 * self.collapse * start:
-            self._collapsed = False  # it has recovered: a second collapse is worth another warning
-        if self._collapsed or now > self.collapse * start:
-            return
-        self._collapsed = True
-        prospect = ""
-        if fit is not None and fit.a > 0:
-            gain = fit.ceiling - float(fit.predict(now))
-            prospect = (
-                f" By the law, fitted to {fit.points} points of {points.reward_metric}, the reward can still rise by "
-                f"{gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
-            )
-        logger.warning(
-            f"Step {step}: entropy has collapsed. It is {now:.3g} nats a token, {now / start:.0%} of the {start:.3g} "
-            f"that the run started with: completions of a prompt are nearly all the same.{prospect} Clip-Cov or KL-Cov "
-            "(`entropy_control`) or a lower learning rate keep more; from here, go back to an earlier checkpoint."
+    def _warn(self, step: int, entropies: Array, ratio: float, now: float, fit: RunningFit | None) -> None:
+        if math.sqrt(self.collapse) < ratio < math.sqrt(self.surge):
+            self._alarm = ""  # it has recovered: a second one is worth another warning
+        if self.collapse < ratio < self.surge:
+            return  # most logs: the verdict would be that it is healthy
+        found = verdict(
+            [Series(self._law.steps, entropies)],
+            self._settings,
+            metric=str(self._law.entropy_metric),
+            collapse=self.collapse,
+            surge=self.surge,
         )
+        if found.alarm is None or found.alarm == self._alarm:
+            return
+        self._alarm = found.alarm
+        prospect = ""
+        if fit is not None and fit.a > 0 and self._alarm == "collapse":
+            gain = fit.ceiling - fit.predict(now)
+            prospect = (
+                f" By the law, fitted to {fit.points} points of {self._law.reward_metric}, the reward can still rise "
+                f"by {gain:.3g}, to {fit.ceiling:.3g}, while exploration goes on as it does now."
+            )
+        logger.warning(f"Step {step}: {found.sentence} {found.why}{prospect} {found.advice}")
 
 
 def _report_figures(args: TrainingArguments, state: TrainerState) -> None:

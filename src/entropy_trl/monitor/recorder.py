@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_trl.analysis.records import FOLDER, write_records
+from entropy_trl.analysis.covariance.records import FOLDER, write_records
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.ranks import Ranks
 from entropy_trl.tokens.types import TokenBatch
@@ -30,9 +30,9 @@ class ObservedMicroBatch:
 
     Args:
         inputs (`dict`): TRL's inputs of the loss, with `row_ids`, `rewards` and `group_accuracy`, each of shape (B,).
-        batch ([`TokenBatch`]): its tokens, with the loss's own log-probabilities and entropies, without gradient.
-        live_logps (`Tensor` of shape (B, T)): the log-probabilities that the loss's gradient flows through.
-        selected (`Tensor` of shape (B, T), bool, *optional*): the tokens that the control restrains.
+        batch ([`TokenBatch`]): Its tokens, with the loss's own log-probabilities and entropies, without gradient.
+        live_logps (`Tensor` of shape (B, T)): The log-probabilities that the loss's gradient flows through.
+        selected (`Tensor` of shape (B, T), bool, *optional*): The tokens that the control restrains.
     """
 
     inputs: dict[str, Any]
@@ -46,13 +46,13 @@ class StepFacts:
     """What the trainer knows of the step.
 
     Args:
-        learning_rate (`float`): of the step.
-        control (`str`, *optional*): the name of the entropy control.
+        learning_rate (`float`): The step's learning rate.
+        control (`str`, *optional*): The name of the entropy control.
         loss_type (`str`): TRL's loss type.
-        num_generations (`int`): completions a prompt.
-        ranks ([`Ranks`]): all processes of the run.
-        entropies (`Callable`): makes a forward pass: inputs of the loss to entropies, (B, T), nats.
-        weights (`Callable`): inputs of the loss and mask to each token's weight in TRL's loss, (B, T).
+        num_generations (`int`): Completions a prompt.
+        ranks ([`Ranks`]): All processes of the run.
+        entropies (`Callable`): Makes a forward pass: inputs of the loss to entropies, (B, T), nats.
+        weights (`Callable`): Inputs of the loss and mask to each token's weight in TRL's loss, (B, T).
     """
 
     learning_rate: float
@@ -68,23 +68,23 @@ class CovarianceRecorder(TrainerCallback):
     """Records the tokens of chosen optimizer steps in `OUTPUT_DIR/_token_records`, a parquet file a step and process.
 
     For a [`CovGRPOTrainer`], with its control on or off; `entropy-trl covariance` and `entropy_trl.analysis` read the
-    files ([`~entropy_trl.analysis.records.SCHEMA`] has the columns). Training is the same with it and without: nothing
-    random of the training is used, and nothing written into its tensors.
+    files ([`~entropy_trl.analysis.covariance.records.SCHEMA`] has the columns). Training is the same with it and
+    without: nothing random of the training is used, and nothing written into its tensors.
 
     The covariance is that of Eq. 10 of arXiv 2505.22617 over all tokens of the step, of all processes, with the
     log-probabilities of the loss's own forward pass, whatever pool and scores the control uses.
 
     Args:
-        every (`int`, *optional*): record the first step and every so many after it.
-        steps (`Sequence[int]`, *optional*): record these steps, counted from 1, instead.
-        max_tokens (`int`): tokens to record of a step, over all processes. Of a larger step whole completions are
+        every (`int`, *optional*): Record the first step and every so many after it.
+        steps (`Sequence[int]`, *optional*): Record these steps, counted from 1, instead.
+        max_tokens (`int`): Tokens to record of a step, over all processes. Of a larger step whole completions are
             drawn.
-        max_steps (`int`): steps to record in a run, those before a resume included.
-        entropy_change (`bool`): whether to measure each token's entropy again after the update, on the same states:
+        max_steps (`int`): Steps to record in a run, those before a resume included.
+        entropy_change (`bool`): Whether to measure each token's entropy again after the update, on the same states:
             one more forward pass without gradient in a recorded step.
 
     Raises:
-        ValueError: if neither or both of `every` and `steps` are given, or a number is below 1.
+        ValueError: If neither or both of `every` and `steps` are given, or a number is below 1.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class CovarianceRecorder(TrainerCallback):
         """The recorder that the configuration's `token_records` asks for.
 
         Raises:
-            ValueError: not a mapping, an unknown key, or a bad value.
+            ValueError: Not a mapping, an unknown key, or a bad value.
         """
         known = list(inspect.signature(cls).parameters)
         if not isinstance(options, Mapping):

@@ -16,8 +16,8 @@ class RegionWatch(TrainerCallback):
     """Log the region metrics ([`region_metrics`]) of every optimizer step.
 
     Args:
-        accelerator (`Accelerator`): the trainer's accelerator.
-        log (`Callable[[str, float], None]`): takes the name and the value of a metric.
+        accelerator (`Accelerator`): The trainer's accelerator.
+        log (`Callable[[str, float], None]`): Takes the name and the value of a metric.
     """
 
     def __init__(self, accelerator: Accelerator, log: Callable[[str, float], None]):

@@ -2,5 +2,6 @@
 
 `entropy-trl plan --config ... --gpus N --gpu_memory GB` prints the memory of a GPU by phase of a step, the time of a
 rollout, and what travels between the ranks; and, if it does not fit, the setting to change. `model` and `inputs` read,
-`cost` has the formulas, `verdict` the plan and what to change, `command` the command. docs/scaling.md explains them.
+`memory` and `traffic` have the formulas, `verdict` the plan and what to change, `command` the command. docs/scaling.md
+explains them.
 """

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from entropy_trl.plan.cost import GIB, PHASES, model_states
+from entropy_trl.mistakes import told_of
 from entropy_trl.plan.inputs import Hardware, load_sharding, read_run
+from entropy_trl.plan.memory import GIB, PHASES, model_states
 from entropy_trl.plan.model import load_config, model_facts
 from entropy_trl.plan.verdict import Plan, suggest
 
@@ -41,34 +42,55 @@ NETWORK = 50.0
 SCALES = (8, 64, 512, 4096)
 
 
+DESCRIPTION = (
+    "Compute what a run takes of given hardware. The training configuration is given as to `entropy-trl train`: "
+    "`--config FILE.yaml` and any of its options. Exit code 0: it fits, 1: it does not."
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `entropy-trl plan`, beside those of `entropy-trl train`."""
     parser.add_argument("--gpus", type=int, required=True, help="GPUs, one process each")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="whose data sheet the defaults below are from")
-    parser.add_argument("--gpu_memory", "--gpu-memory", type=float, help="GiB of a GPU, as its name says (80)")
+    parser.add_argument(
+        "--gpu_memory", "--gpu-memory", type=float, help="GiB of a GPU, as its name says (the data sheet's)"
+    )
     parser.add_argument(
         "--accelerate_config", help="the file of `accelerate launch --config_file`: how the model is sharded"
     )
     parser.add_argument("--model_config", help="the model's config.json, if it is in no folder and there is no network")
     parser.add_argument("--prompt_length", type=int, help="longest prompt, tokens (what vllm_max_model_length leaves)")
     parser.add_argument("--mean_completion_length", type=int, help="mean completion, tokens (max_completion_length)")
-    parser.add_argument("--flops", type=float, help="peak TFLOP/s of a GPU in bf16")
+    parser.add_argument("--flops", type=float, help="peak TFLOP/s of a GPU in bf16 (the data sheet's)")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is reached (0.4)")
     parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs that fast links connect (8)")
-    parser.add_argument("--bandwidth", type=float, help="GB/s of a GPU to the others, in one direction")
-    parser.add_argument("--hbm_bandwidth", type=float, help="GB/s of a GPU to its own memory")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        help=f"GB/s of a GPU to the others, in one direction (the data sheet's in a node, {NETWORK:g} across nodes)",
+    )
+    parser.add_argument("--hbm_bandwidth", type=float, help="GB/s of a GPU to its own memory (the data sheet's)")
     parser.add_argument("--latency", type=float, default=10.0, help="microseconds of a message between two ranks (10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args: "ModelConfig") -> Plan:
-    """The plan that the command line asks for.
+def prepare(options: argparse.Namespace) -> Plan:
+    """Make the plan that the command line asks for.
+
+    Args:
+        options (`argparse.Namespace`): The options of [`add_arguments`]; and `training_args` (`CovGRPOConfig`) and
+            `model_args` (`ModelConfig`), which the rest of the command line was parsed to as `entropy-trl train` does.
+
+    Returns:
+        [`Plan`]: The plan.
 
     Raises:
-        ValueError: an input cannot be had or cannot be planned; in one line.
+        ValueError: An input cannot be had or cannot be planned; in one line.
     """
     from trl import get_peft_config
 
+    training: CovGRPOConfig = options.training_args
+    model_args: ModelConfig = options.model_args
     _check_options(options)
     gpu = GPUS[options.gpu]
     link = gpu.link if options.gpus <= options.gpus_per_node else NETWORK
@@ -80,10 +102,10 @@ def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args
         hbm_bandwidth=_given(options.hbm_bandwidth, gpu.hbm_bandwidth) * 1e9,
         latency=options.latency * 1e-6,
     )
-    run = read_run(training, model_args, options.prompt_length, options.mean_completion_length)
-    if run.vllm_colocate and hardware.gpus % run.vllm_tensor_parallel_size:
+    planned = read_run(training, model_args, options.prompt_length, options.mean_completion_length)
+    if planned.vllm_colocate and hardware.gpus % planned.vllm_tensor_parallel_size:
         raise ValueError(
-            f"vllm_tensor_parallel_size ({run.vllm_tensor_parallel_size}) must divide the GPUs ({hardware.gpus})."
+            f"vllm_tensor_parallel_size ({planned.vllm_tensor_parallel_size}) must divide the GPUs ({hardware.gpus})."
         )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("Quantized weights (load_in_4bit, load_in_8bit) cannot be planned.")
@@ -92,7 +114,10 @@ def make_plan(options: argparse.Namespace, training: "CovGRPOConfig", model_args
         raise ValueError("No model: give --model_name_or_path (a hub id or a folder), or --model_config FILE.")
     config = load_config(name, options.model_config, model_args.model_revision)
     facts = model_facts(name, config, get_peft_config(model_args))
-    return Plan(facts, run, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
+    plan = Plan(facts, planned, load_sharding(options.accelerate_config, training.deepspeed, options.gpus), hardware)
+    with told_of(f"{name} cannot be planned with these lengths and batches"):
+        _ = plan.items, plan.seconds()  # both are kept: what cannot be computed is told before the first line
+    return plan
 
 
 #: Options that must be above 0 and finite; the others are latency, which may be 0, and mfu, a share.
@@ -108,26 +133,36 @@ _POSITIVE = (
 )
 
 
+#: No number of a machine or a run is beyond it, or below its inverse, where sums overflow.
+_MOST = 1e9
+
+
 def _check_options(options: argparse.Namespace) -> None:
     """Raises ValueError unless each number can be one of a machine or a run."""
     for name in _POSITIVE:
         value = getattr(options, name)
         if value is not None and not (value > 0 and value < math.inf):
             raise ValueError(f"--{name} must be positive and finite, got {value:g}. Leave it out for the default.")
+        if value is not None and not 1 / _MOST <= value <= _MOST:
+            raise ValueError(f"--{name} must lie between {1 / _MOST:g} and {_MOST:g}, got {value:g}.")
     if not 0 < options.mfu <= 1:
         raise ValueError(f"--mfu must lie in (0, 1], got {options.mfu:g}: it is the share of the peak that is reached.")
+    if options.mfu < 1 / _MOST:
+        raise ValueError(f"--mfu must be at least {1 / _MOST:g}, got {options.mfu:g}.")
     if not 0 <= options.latency < math.inf:
         raise ValueError(f"--latency must be finite and not negative, got {options.latency:g}.")
+    if options.latency > _MOST:
+        raise ValueError(f"--latency must be at most {_MOST:g}, got {options.latency:g}.")
 
 
 def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def main(plan: Plan, as_json: bool = False) -> int:
+def run(prepared: Plan, options: argparse.Namespace) -> int:
     """Print a plan. Returns the exit code: 0 if it fits, 1 if it does not."""
-    print(json.dumps(as_dict(plan), indent=2) if as_json else report(plan))
-    return 0 if plan.fits else 1
+    print(json.dumps(as_dict(prepared), indent=2) if options.json else report(prepared))
+    return 0 if prepared.fits else 1
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What a plan is made of, beside the model: the run, how it is sharded, and the hardware."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from entropy_trl.config_checks import check_deepspeed
 from entropy_trl.controls import EntropyControl
 
 
@@ -56,7 +57,7 @@ def load_sharding(file: str | None, deepspeed: str | dict[str, Any] | None, gpus
     """The sharding of an accelerate config file, or of a DeepSpeed configuration; ZeRO-3 if there is neither.
 
     Raises:
-        ValueError: the file cannot be read as one, or asks for something that is not planned here.
+        ValueError: The file cannot be read as one, or asks for something that is not planned here.
     """
     if deepspeed is not None:
         return _deepspeed_sharding(deepspeed, "the training config's deepspeed")
@@ -67,18 +68,24 @@ def load_sharding(file: str | None, deepspeed: str | dict[str, Any] | None, gpus
 
     try:
         config = load_config_from_file(file)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"--accelerate_config: {file} cannot be read ({error}).") from error
+    for part in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(getattr(config, part) or {}, dict):
+            raise ValueError(f"--accelerate_config: {part} of {file} must be a mapping, got {getattr(config, part)!r}.")
     distributed = str(getattr(config.distributed_type, "value", config.distributed_type))
     if distributed == "DEEPSPEED":
-        inline = config.deepspeed_config
+        inline = config.deepspeed_config or {}
         if "deepspeed_config_file" in inline:
             return _deepspeed_sharding(inline["deepspeed_config_file"], file)
-        zero = {"stage": int(inline.get("zero_stage", 2))}
+        stage = str(inline.get("zero_stage", 2))
+        if stage not in ("0", "1", "2", "3"):
+            raise ValueError(f"--accelerate_config: {file} has zero_stage {stage}: use 0, 1, 2 or 3.")
+        zero = {"stage": int(stage)}
         devices = {k: {"device": inline.get(f"{k}_device", "none")} for k in ("offload_optimizer", "offload_param")}
         return _deepspeed_sharding({"zero_optimization": zero | devices}, file)
     if distributed == "FSDP":
-        offload = str(config.fsdp_config.get("fsdp_offload_params", False)).lower() == "true"
+        offload = str((config.fsdp_config or {}).get("fsdp_offload_params", False)).lower() == "true"
         return Sharding("fsdp", offload, offload, source=file)
     if distributed == "NO" and gpus > 1:
         raise ValueError(f"--accelerate_config: {file} is for one process, not for {gpus} GPUs.")
@@ -89,11 +96,7 @@ def load_sharding(file: str | None, deepspeed: str | dict[str, Any] | None, gpus
 
 def _deepspeed_sharding(config: str | dict[str, Any], source: str) -> Sharding:
     if isinstance(config, str):
-        try:
-            config = json.loads(Path(config).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"The DeepSpeed configuration {config} cannot be read ({error}).") from error
-    assert isinstance(config, dict)
+        config = check_deepspeed(config)
     zero = config.get("zero_optimization", {})
 
     def offloads(key: str) -> bool:

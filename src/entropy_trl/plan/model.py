@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
+from entropy_trl.mistakes import told_of
+
 
 #: DeepSpeed keeps a parameter of up to this many elements whole on every rank (`stage3_param_persistence_threshold`).
 PERSISTENT = 100_000
@@ -66,21 +68,29 @@ class ModelFacts:
         return 2 * self.layers * int(getattr(self.config, "num_key_value_heads", self.heads)) * self.head_dim
 
 
+_MOST_LAYERS = 10_000
+
+
 def load_config(name: str, file: str | None = None, revision: str | None = None) -> Any:
     """The model's configuration: of `file` (a config.json), of a local folder, or of the hub.
 
     Raises:
-        ValueError: it cannot be had, or is not that of a dense decoder; in one line, with what to do.
+        ValueError: It cannot be had, or is not that of a dense decoder; in one line, with what to do.
     """
     try:
         if file is not None:
             values = json.loads(Path(file).read_text())
-            config = AutoConfig.for_model(values.pop("model_type"), **values)
+            if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+                raise ValueError("it has no model_type")
+            layers = values.get("num_hidden_layers")
+            if isinstance(layers, int) and layers > _MOST_LAYERS:  # transformers makes a list with an item for each
+                raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS:,}, got {str(layers)[:20]}")
+            with told_of("its values are wrong"):
+                config = AutoConfig.for_model(values.pop("model_type"), **values)
         else:
-            config = AutoConfig.from_pretrained(name, revision=revision)
-    except KeyError as error:
-        raise ValueError(f"--model_config: {file} is not a model's config.json: it has no model_type.") from error
-    except (OSError, ValueError) as error:
+            with told_of("its values are wrong"):
+                config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, RecursionError) as error:
         if file is not None:
             raise ValueError(f"--model_config: {file} cannot be read as a model's config.json ({error}).") from error
         raise ValueError(
@@ -89,6 +99,10 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
         ) from error
     if getattr(config, "num_hidden_layers", None) is None or getattr(config, "vocab_size", None) is None:
         raise ValueError(f"{name}: only decoder-only text models can be planned, got a {type(config).__name__}.")
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        value = getattr(config, key, None)
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise ValueError(f"{name}: {key} of its configuration must be a count, got {value!r}.")
     if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise ValueError(f"{name}: mixtures of experts cannot be planned, only dense models.")
     return config
@@ -96,14 +110,15 @@ def load_config(name: str, file: str | None = None, revision: str | None = None)
 
 def model_facts(name: str, config: Any, peft_config: Any = None) -> ModelFacts:
     """Counts of the model that `config` describes, built on the meta device; with the adapter of `peft_config`."""
-    with init_empty_weights():
+    with init_empty_weights(), told_of(f"{name}: the model of its configuration cannot be made"):
         model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     _, (largest, _) = calculate_maximum_sizes(model)  # accelerate's: bytes, here of float32
     model.tie_weights()
     if peft_config is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
+        with told_of(f"{name}: its adapter cannot be made"):
+            model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
     sizes = [p.numel() for p in model.parameters()]
     head = model.get_output_embeddings()
     linear = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
@@ -178,12 +193,15 @@ def activations(
     as it is. Gradients of weights are dropped as soon as they are complete.
 
     Args:
-        config: the model's configuration.
-        rows, length: shape of the micro-batch, padding included.
-        dtype: of the weights as the layers see them. autocast: the type that autocast computes in, if it is on.
-        checkpointing: recompute each layer in the backward pass (gradient_checkpointing).
-        flash: attention by FlashAttention, which is told the lengths. Otherwise by PyTorch's fused kernel (`sdpa`),
-            which is given a mask of rows x length x length, since the lengths differ: once of bytes, once of floats.
+        config (`Any`): The model's configuration.
+        rows, length (`int`): Shape of the micro-batch, padding included.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): Dtype of the weights as the layers see them.
+        autocast (`torch.dtype`, *optional*): The type that autocast computes in, if it is on.
+        checkpointing (`bool`, *optional*, defaults to `False`): Recompute each layer in the backward pass
+            (gradient_checkpointing).
+        flash (`bool`, *optional*, defaults to `False`): Attention by FlashAttention, which is told the lengths.
+            Otherwise by PyTorch's fused kernel (`sdpa`), which is given a mask of rows x length x length, since the
+            lengths differ: once of bytes, once of floats.
     """
     values = json.dumps(config.to_dict(), default=str)
     run = partial(_run_layers, values, rows=rows, length=length, dtype=dtype, autocast=autocast, flash=flash)

@@ -4,19 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from entropy_trl.plan.cost import (
-    PHASES,
-    Item,
-    Traffic,
-    communication,
-    generation_seconds,
-    loss_flops,
-    memory,
-    scoring_flops,
-    vllm_kv_tokens,
-)
 from entropy_trl.plan.inputs import Hardware, Run, Sharding
+from entropy_trl.plan.memory import PHASES, Item, memory, vllm_kv_tokens
 from entropy_trl.plan.model import ModelFacts
+from entropy_trl.plan.traffic import Traffic, communication, generation_seconds, loss_flops, scoring_flops
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ class Samples:
     """Completions of P prompts, S each.
 
     Attributes:
-        tokens: (P, S, 7) token ids; what follows `<eos>` is `<pad>`.
-        entropy: mean entropy of the next-token distribution over the sampled tokens, `<eos>` included, in nats.
+        tokens (`Tensor`): (P, S, 7) token ids; what follows `<eos>` is `<pad>`.
+        entropy (`float`): Mean entropy of the next-token distribution over the sampled tokens, `<eos>` included, in
+            nats.
     """
 
     tokens: Tensor
@@ -79,15 +80,16 @@ def evaluate_policy(
     """Accuracy and entropy of a policy on `prompts` at temperature 1.
 
     Args:
-        model: the policy.
-        prompts: prompts to solve.
-        samples: samples a prompt, S.
-        seed: seed of the sampling.
-        greedy: also decode greedily.
+        model (`Qwen2ForCausalLM`): The policy.
+        prompts (`Sequence[str]`): Prompts to solve.
+        samples (`int`, *optional*, defaults to `16`): Samples a prompt, S.
+        seed (`int`, *optional*, defaults to `0`): Seed of the sampling.
+        greedy (`bool`, *optional*, defaults to `True`): Also decode greedily.
 
     Returns:
-        `final_entropy` (nats a token, on the policy's own samples), `greedy` (accuracy), `avg@S` (mean accuracy of the
-        samples) and `pass@k` for k = 4 and k = S where S allows them; all but the entropy are fractions from 0 to 1.
+        `Metrics`: `final_entropy` (nats a token, on the policy's own samples), `greedy` (accuracy), `avg@S` (mean
+        accuracy of the samples) and `pass@k` for k = 4 and k = S where S allows them; all but the entropy are
+        fractions from 0 to 1.
     """
     drawn = sample(model, prompts, samples, torch.Generator().manual_seed(seed))
     right = count_right(prompts, drawn.tokens)

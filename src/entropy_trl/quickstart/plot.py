@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from entropy_trl.analysis.figures import STYLES
+from entropy_trl.files import replacing
 from entropy_trl.quickstart.recipe import LABELS
 
 
@@ -27,8 +28,9 @@ def draw(logs: Mapping[str, Sequence[Log]], path: Path) -> None:
     """Draw three panels with one colour a method: a thin line a seed, a thick one for their mean.
 
     Args:
-        logs: for each method its training logs, one a seed: lists of entries with `step` and the metrics.
-        path: where the PNG goes.
+        logs (`Mapping[str, Sequence[Log]]`): For each method its training logs, one a seed: lists of entries with
+            `step` and the metrics.
+        path (`Path`): Where the PNG goes.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -42,7 +44,8 @@ def draw(logs: Mapping[str, Sequence[Log]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(logs))
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def _draw_method(axes: Axes, method: str, runs: Sequence[dict[int, float]]) -> None:

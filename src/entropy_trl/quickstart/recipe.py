@@ -21,8 +21,8 @@ class Recipe:
     """Length and learning rate of a run.
 
     Attributes:
-        rollouts: rollouts, of 8 updates each.
-        learning_rate: peak learning rate; it warms up for 16 updates and falls linearly to 0.
+        rollouts (`int`): Rollouts, of 8 updates each.
+        learning_rate (`float`): Peak learning rate; it warms up for 16 updates and falls linearly to 0.
     """
 
     rollouts: int
@@ -76,10 +76,10 @@ def training_arguments(method: str, recipe: Recipe, seed: int, output_dir: Path)
     """Keyword arguments of `CovGRPOConfig` for one run.
 
     Args:
-        method: a key of `METHODS`.
-        recipe: length and learning rate.
-        seed: seed of the run: order of the prompts, sampling, the controls' draws.
-        output_dir: where checkpoints go.
+        method (`str`): A key of `METHODS`.
+        recipe ([`Recipe`]): Length and learning rate.
+        seed (`int`): Seed of the run: order of the prompts, sampling, the controls' draws.
+        output_dir (`Path`): Where checkpoints go.
     """
     return {
         "output_dir": output_dir.as_posix(),
@@ -111,8 +111,7 @@ def training_arguments(method: str, recipe: Recipe, seed: int, output_dir: Path)
             "max_tokens": 2000,
             "entropy_change": True,
         },
-        # A resumed run repeats an uninterrupted one only from the end of a rollout: TRL does not save the rollout.
-        # Saving where the curve is evaluated keeps the curve whole too.
+        # Where the curve is evaluated, so that a run that resumes there evaluates at the same updates.
         "save_strategy": "steps",
         "save_steps": 3 * steps_between_evaluations(recipe.rollouts),
         "save_total_limit": 1,

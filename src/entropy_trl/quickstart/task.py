@@ -79,11 +79,12 @@ def running_values(digits: Tensor, operators: Tensor) -> Tensor:
     """Running values modulo 10 of chains of operators.
 
     Args:
-        digits: (B, 4) integers from 0 to 9.
-        operators: (B, 3) indices into `OPERATORS`.
+        digits (`Tensor`): (B, 4) integers from 0 to 9.
+        operators (`Tensor`): (B, 3) indices into `OPERATORS`.
 
     Returns:
-        (B, 3) integers from 0 to 9: the value after each operator. The modulus is never negative: 3 - 7 gives 6.
+        `Tensor`: (B, 3) integers from 0 to 9: the value after each operator. The modulus is never negative: 3 - 7
+        gives 6.
     """
     value = digits[:, 0]
     values = []
@@ -215,13 +216,14 @@ def countdown_reward(
     not given, a completion is taken to have ended where its text ends.
 
     Args:
-        prompts: B prompts such as `3758>4:`.
-        completions: B decoded completions.
-        completion_ids: B lists of sampled token ids up to and including `<eos>`, as TRL passes them.
-        kwargs: the other columns and hooks that TRL passes; not used.
+        prompts (`list[str]`): B prompts such as `3758>4:`.
+        completions (`list[str]`): B decoded completions.
+        completion_ids (`list[list[int]]`, *optional*): B lists of sampled token ids up to and including `<eos>`, as
+            TRL passes them.
+        **kwargs (`Any`): The other columns and hooks that TRL passes; not used.
 
     Returns:
-        B rewards, 0.0 or 1.0.
+        `list[float]`: Rewards of shape (B,), 0.0 or 1.0.
     """
     if completion_ids is None:
         return [float(verify(prompt, text)) for prompt, text in zip(prompts, completions, strict=True)]

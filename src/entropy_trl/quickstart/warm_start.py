@@ -8,6 +8,7 @@ much larger than pass@1), which is what RL with verifiable rewards needs, and it
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from entropy_trl.quickstart import task
 
@@ -30,14 +32,16 @@ class WarmStartConfig:
     """Everything that the user can choose about the warm-up.
 
     Attributes:
-        seed: seed of the initial weights and of the warm-up data.
-        steps: optimizer steps.
-        noisy_steps: how many of the last steps use noisy targets.
-        noise: probability that the target of a row is replaced by a uniform random digit in these steps.
-        batch_size: rows a step.
-        peak_lr: peak of the one-cycle learning rate, reached after a tenth of the steps.
-        weight_decay: AdamW's.
-        max_grad_norm: gradient clip.
+        seed (`int`, *optional*, defaults to `0`): Seed of the initial weights and of the warm-up data.
+        steps (`int`, *optional*, defaults to `600`): Optimizer steps.
+        noisy_steps (`int`, *optional*, defaults to `80`): How many of the last steps use noisy targets.
+        noise (`float`, *optional*, defaults to `0.8`): Probability that the target of a row is replaced by a uniform
+            random digit in these steps.
+        batch_size (`int`, *optional*, defaults to `256`): Rows a step.
+        peak_lr (`float`, *optional*, defaults to `0.004`): Peak of the one-cycle learning rate, reached after a tenth
+            of the steps.
+        weight_decay (`float`, *optional*, defaults to `0.01`): AdamW's.
+        max_grad_norm (`float`, *optional*, defaults to `1.0`): Gradient clip.
     """
 
     seed: int = 0
@@ -62,9 +66,9 @@ def draw_batch(batch_size: int, noise: float, generator: torch.Generator) -> Ten
     """A batch of whole sequences, prompt and completion: (batch_size, 14) token ids. No prompt in it is held out.
 
     Args:
-        batch_size: rows.
-        noise: probability that a row's target is replaced by a uniform random digit.
-        generator: source of all randomness.
+        batch_size (`int`): Rows.
+        noise (`float`): Probability that a row's target is replaced by a uniform random digit.
+        generator (`torch.Generator`): Source of all randomness.
     """
     kept: list[Tensor] = []
     missing = batch_size
@@ -139,11 +143,13 @@ def load_or_warm_up(
     """The warm start of `config`, from `output_dir/warm_start/` if it is there, else made and saved there.
 
     Returns:
-        The model, its tokenizer and the seconds that the warm-up took when it was made.
+        `tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, float]`: The model, its tokenizer and the seconds that the
+        warm-up took when it was made.
     """
     tokenizer = task.build_tokenizer()
     folder = output_dir / "warm_start" / f"seed{config.seed}-{warm_start_key(config)}"
-    if not (folder / INFO_FILE).exists():
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         start = time.perf_counter()
         model = warm_up(config)
         info = {"config": asdict(config), "seconds": time.perf_counter() - start}
@@ -160,6 +166,17 @@ def load_or_warm_up(
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     seconds = float(json.loads((folder / INFO_FILE).read_text())["seconds"])
     return model, tokenizer, seconds
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a stored warm start is there and can be read; it is made again if not."""
+    try:
+        seconds = json.loads((folder / INFO_FILE).read_text())["seconds"]
+        Qwen2Config.from_pretrained(folder)
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return type(seconds) is float
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
 
 
 def warm_start_policy() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:

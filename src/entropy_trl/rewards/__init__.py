@@ -6,6 +6,7 @@ has the rules. Importing this imports neither torch nor TRL, so that workers sta
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from entropy_trl.rewards.answers import ANSWER_FORMATS, final_answer
 from entropy_trl.rewards.equality import EQUAL, UNPARSED, compare, verify
 from entropy_trl.rewards.pool import CRASH, TIMEOUT, WorkerPool
+from entropy_trl.rewards.sources import SourceNames
 from entropy_trl.rewards.tokens import restore_escapes
 
 
@@ -20,17 +22,18 @@ __all__ = ["ANSWER_FORMATS", "MathReward", "accepts_itself", "final_answer", "ma
 
 _NO_ANSWER = "no answer"
 _METRICS = {_NO_ANSWER: "no_answer", UNPARSED: "unparsed", TIMEOUT: "timeouts", CRASH: "crashes"}
+_DISTINCT = "distinct_answers"
 
 
 class MathReward:
     """`math_reward` with worker processes and a time limit of its own.
 
     Args:
-        workers: The number of worker processes; 0 compares in this process, without a time limit. By default the
-            environment variable `ENTROPY_TRL_REWARD_WORKERS`, else 4, or fewer where there are fewer processors for
-            each process of the machine.
-        time_limit: Seconds that one comparison may take before its worker is killed and the completion gets 0.0. By
-            default the environment variable `ENTROPY_TRL_REWARD_TIME_LIMIT`, else 5.
+        workers (`int`, *optional*): The number of worker processes; 0 compares in this process, without a time limit.
+            By default the environment variable `ENTROPY_TRL_REWARD_WORKERS`, else 4, or fewer where there are fewer
+            processors for each process of the machine.
+        time_limit (`float`, *optional*): Seconds that one comparison may take before its worker is killed and the
+            completion gets 0.0. By default the environment variable `ENTROPY_TRL_REWARD_TIME_LIMIT`, else 5.
     """
 
     __name__ = "math_reward"  # TRL names its metrics by it
@@ -45,6 +48,7 @@ class MathReward:
                 f"MathReward needs workers >= 0 and time_limit > 0, not {self.workers}, {self.time_limit}."
             )
         self._pool = WorkerPool(self.workers, self.time_limit)
+        self._source_names = SourceNames([*_METRICS.values(), _DISTINCT])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MathReward, (self.workers, self.time_limit)  # a copy starts workers of its own
@@ -63,7 +67,7 @@ class MathReward:
         if answer_format is None or isinstance(answer_format, str):
             answer_format = [answer_format] * len(completions)
         answers = [
-            final_answer(_text(completion), name or "any")
+            restore_escapes(final_answer(_text(completion), name or "any"))
             for completion, name in zip(completions, answer_format, strict=True)
         ]
         references = [_reference(reference) for reference in solution]
@@ -75,18 +79,20 @@ class MathReward:
             for outcome, name in _METRICS.items():
                 log_metric(f"math_reward/{name}", outcomes.count(outcome) / len(outcomes))
             # TRL averages what it is given, so that one call a completion makes a mean over all processes.
-            for source, reward in zip(kwargs.get("data_source", kwargs.get("source")) or [], rewards, strict=False):
+            sources = self._source_names.of(kwargs.get("data_source", kwargs.get("source")) or [])
+            for source, reward in zip(sources, rewards, strict=False):
                 if source is not None:
                     log_metric(f"math_reward/{source}", reward)
             for count in _distinct_answers(kwargs.get("prompts") or [], answers, outcomes):
-                log_metric("math_reward/distinct_answers", count)
+                log_metric(f"math_reward/{_DISTINCT}", count)
         return rewards
 
     def _outcomes(self, pairs: list[tuple[str, str]]) -> list[str]:
         # The completions of a group often agree: each pair is compared once.
-        known = {pair: compare(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
+        first = compare if self.workers else verify
+        known = {pair: first(*pair) if pair[0] else _NO_ANSWER for pair in pairs}
         hard = [pair for pair, outcome in known.items() if outcome is None]
-        results = self._pool.compare(hard) if self.workers else [verify(*pair) for pair in hard]
+        results = self._pool.compare(hard) if hard else []
         decided = known | dict(zip(hard, results, strict=True))
         return [str(decided[pair]) for pair in pairs]
 
@@ -115,16 +121,18 @@ def math_reward(
     needs one; one that takes longer than 5 seconds is ended and earns 0.0. `MathReward` sets other limits.
 
     Args:
-        completions: (B,) texts, or conversations (lists of messages) whose last message is read.
-        solution: (B,) reference answers, for instance `"34"` or `"\frac{1}{2}"`. If there is a `\boxed{}` in one, its
-            content is the reference.
-        answer_format: (B,) names out of `ANSWER_FORMATS`, one for all, or None, which is `"any"`. A column of the data.
-        **kwargs: What else TRL passes to reward functions: `log_metric` for the shares of completions without an
-            answer, unparsed, timed out and crashed, for the different answers a prompt, and for the mean reward by
+        completions (`Sequence[Any]`): (B,) texts, or conversations (lists of messages) whose last message is read.
+        solution (`Sequence[Any]`): (B,) reference answers, for instance `"34"` or `"\frac{1}{2}"`. If there is a
+            `\boxed{}` in one, its content is the reference.
+        answer_format (`Sequence[str | None] | str`, *optional*): (B,) names out of `ANSWER_FORMATS`, one for all, or
+            None, which is `"any"`. A column of the data.
+        **kwargs (`Any`): What else TRL passes to reward functions: `log_metric` for the shares of completions without
+            an answer, unparsed, timed out and crashed, for the different answers a prompt, and for the mean reward by
             `data_source` (or `source`) where there is such a column; `log_extra` for the answers.
 
     Returns:
-        (B,) rewards, each 1.0 or 0.0. A completion without an answer, or with one that cannot be parsed, gets 0.0.
+        `list[float]`: (B,) rewards, each 1.0 or 0.0. A completion without an answer, or with one that cannot be
+        parsed, gets 0.0.
     """
     global _shared
     if _shared is None:
@@ -139,11 +147,12 @@ def accepts_itself(solution: Any, answer_format: str = "boxed") -> bool:
     line break where the answer is one line. The check needs no worker process.
 
     Args:
-        solution: The reference of a row, as `math_reward` gets it.
-        answer_format: One of `ANSWER_FORMATS`: where a completion would write the answer.
+        solution (`Any`): The reference of a row, as `math_reward` gets it.
+        answer_format (`str`, *optional*, defaults to `"boxed"`): One of `ANSWER_FORMATS`: where a completion would
+            write the answer.
 
     Returns:
-        Whether `math_reward` gives 1.0 to a completion that writes the reference in this format.
+        `bool`: Whether `math_reward` gives 1.0 to a completion that writes the reference in this format.
 
     Example:
 
@@ -154,11 +163,17 @@ def accepts_itself(solution: Any, answer_format: str = "boxed") -> bool:
     False
     ```
     """
+    if _PLAIN_NUMBER.fullmatch(str(solution)) and answer_format in ANSWER_FORMATS:
+        return True
     reference = _reference(solution)
     answer = final_answer(_COMPLETIONS.get(answer_format, _COMPLETIONS["boxed"]).format(reference), answer_format)
     return compare(answer, reference) == EQUAL
 
 
+#: Data that were escaped twice. Only relations: two backslashes also end a row of a matrix.
+_DOUBLED = re.compile(r"\\\\(?=(?:leq?|geq?|neq?|boxed)(?![a-zA-Z]))")
+#: Most references are. They need no look, and there are many rows.
+_PLAIN_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 #: A completion that gives an answer, by format.
 _COMPLETIONS = {"boxed": "\\boxed{{{}}}", "answer_line": "Answer: {}", "answer_tag": "<answer>{}</answer>"}
 
@@ -173,7 +188,7 @@ def _reference(solution: Any) -> str:
     """The answer of a row; empty, which nothing equals, where it has none."""
     if solution is None or solution != solution:  # NaN, as pandas has it
         return ""
-    text = restore_escapes(str(solution))
+    text = _DOUBLED.sub(r"\\", restore_escapes(str(solution)))
     return final_answer(text, "boxed") or text
 
 

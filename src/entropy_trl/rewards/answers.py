@@ -48,7 +48,7 @@ def _boxed(text: str) -> str:
         if len(answers) == _MOST_BOXES or (answers and not _is_conjunction(text[content_end + 1 : next_start])):
             break
         next_start = start
-        content = text[content_start:content_end].strip()
+        content = text[content_start:content_end].strip(" \t\r\n")  # a form feed may be what is left of `\f`
         if content not in answers:
             answers.insert(0, content)
     return ", ".join(answers)

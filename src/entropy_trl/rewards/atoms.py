@@ -41,7 +41,7 @@ GREEK = {
     *("Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "varrho", "emptyset"),
 }
 ACCENTS = {
-    *("vec", "hat", "bar", "tilde", "dot", "ddot", "overline", "widehat", "overrightarrow", "widetilde", "overarc"),
+    *("vec", "hat", "bar", "tilde", "dot", "ddot", "overarc"),
     *("angle", "triangle"),
 }
 WORDS = {"and", "or", "inf", "infinity", "infty", "sqrt", "pi", "theta", "choose"} | FUNCTIONS | AGGREGATES
@@ -114,14 +114,14 @@ class Atoms(ABC):
             self.position += 1
         return self.tokens[start : self.position - 1]
 
-    def argument(self) -> Node:
+    def argument(self, is_root: bool = False) -> Node:
         r"""What follows `\frac` or `\sqrt`: a group, one digit or one letter."""
         token = self.token()
         if token is None:
             raise UnreadableError("an argument is missing")
         if token.kind == "number" and len(token.text) > 1:
-            if not token.text.isdigit():
-                raise UnreadableError("a decimal without braces")
+            if is_root or not token.text.isdigit():  # TeX draws the root of 50 as that of 5 in front of a 0
+                raise UnreadableError("a number without braces")
             rest = Token("number", token.text[1:], token.upright)
             self.tokens = (
                 *self.tokens[: self.position], Token("number", token.text[0]), rest, *self.tokens[self.position + 1 :]
@@ -213,13 +213,18 @@ class Atoms(ABC):
             return ("apply", name, arguments)
         return ("symbol", name)
 
-    def braced(self) -> Node:
-        node = self.sequence(("}", "choose", "over"))
+    def with_stacks(self, ends: tuple[str, ...]) -> Node:
+        r"""A sequence, or two of them with `\choose` or `\over` between, which take all of a group."""
+        node = self.sequence((*ends, "choose", "over"))
         operator = self.peek()
         if operator in ("choose", "over"):
             self.position += 1
-            other = self.sequence(("}",))
+            other = self.sequence(ends)
             node = ("call", "binom", [node, other]) if operator == "choose" else ratio(node, other)
+        return node
+
+    def braced(self) -> Node:
+        node = self.with_stacks(("}",))
         self.expect("}")
         return ("set", node[1]) if node[0] == "list" else node
 
@@ -256,7 +261,7 @@ class Atoms(ABC):
             if name == "sqrt" and self.take("["):
                 degree = self.sum()
                 self.expect("]")
-            node = ("call", "root", [self.argument() if name == "sqrt" else self.atom(), degree])
+            node = ("call", "root", [self.argument(is_root=True) if name == "sqrt" else self.atom(), degree])
             self.last_kind = "group"
             return node
         if name == "binom":
@@ -281,11 +286,24 @@ class Atoms(ABC):
             return self.named(name)
         if name in FUNCTIONS:
             return self.function(name)
+        if name in ("sum", "prod") and self.take("_"):
+            return self.bound(name)
         if name in AGGREGATES and self.take("("):
             arguments = self.sequence((")",))
             self.expect(")")
             return ("call", name, arguments[1] if arguments[0] == "list" else [arguments])
         raise UnreadableError(f"\\{name}")
+
+    def bound(self, name: str) -> Node:
+        """A sum or a product over an index, from its first to its last value."""
+        index = self.group()
+        if len(index) < 3 or index[0].kind != "letters" or len(index[0].text) > 1 or index[1] != symbol("="):
+            raise UnreadableError(f"\\{name} without an index")
+        self.expect("^")
+        upper = self.exponent()
+        lower, body = self.inner(index[2:]), self.product()
+        self.last_kind = "group"
+        return ("bound", (name, index[0].text), [lower, upper, body])
 
     def accented(self) -> tuple[Token, ...]:
         token = self.token()
@@ -325,6 +343,14 @@ class Atoms(ABC):
     @abstractmethod
     def sum(self) -> Node:
         """An expression."""
+
+    @abstractmethod
+    def product(self) -> Node:
+        """A term of a sum."""
+
+    @abstractmethod
+    def inner(self, tokens: tuple[Token, ...]) -> Node:
+        """The tree of tokens that have been taken out."""
 
     @abstractmethod
     def exponent(self) -> Node:

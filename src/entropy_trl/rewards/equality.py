@@ -9,12 +9,13 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from entropy_trl.rewards import units
+from entropy_trl.rewards import phrases, units
 from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards.budget import begin
 from entropy_trl.rewards.forms import equal
 from entropy_trl.rewards.grammar import parse
-from entropy_trl.rewards.tokens import Token, UnreadableError, tokenize
-from entropy_trl.rewards.values import contains, exact, is_close, is_decimal
+from entropy_trl.rewards.tokens import Token, UnreadableError, tokenize, without_braces
+from entropy_trl.rewards.values import constants, contains, exact, is_close, is_decimal
 
 
 EQUAL, DIFFERENT, UNPARSED = "=", "!", "?"
@@ -23,12 +24,17 @@ EQUAL, DIFFERENT, UNPARSED = "=", "!", "?"
 LONGEST = 1000
 """Characters of an answer or a reference; a longer text is no final answer, and takes longest to parse."""
 
-_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(:\d\d)?(am|pm)?")
+_CLOCK = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(:[0-5]\d)?(am|pm)?")
+_INTEGER = re.compile(r"-?[1-9]\d{0,17}", re.ASCII)
+_BROKEN_INLINE = re.compile(r"(?<!\$)(?:\$|\\\()\s*\n")  # inline maths does not span lines
+_DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}")
 _BASED = re.compile(r"([0-9A-F]*[A-F][0-9A-F]*)_(\d\d)")
 _MATHS_WORDS = {"and", "or", "pi", "inf", "infinity", "sqrt", "theta"}
 _TEXT_SYMBOLS = {",", "-", "'", ".", "(", ")", ":", '"', "!", "?"}
-#: What mpmath raises where a function has no value, and Python where a tree is deep or a list stands for a number.
-_FAILURES = (ArithmeticError, ValueError, TypeError, LookupError, NotImplementedError, RecursionError, MemoryError)
+#: What mpmath raises where a function has no value, and Python where a tree is deep.
+_FAILURES = (ArithmeticError, ValueError, LookupError, NotImplementedError, RecursionError, MemoryError)
+_DEGREES = (("deg", 1),)
+_ORDER = {"<", ">", "le", "ge"}  # `n > 2` is not `n > 2` for integers
 _SURE = 400  # bits: a power of ten in a percentage
 
 
@@ -38,10 +44,12 @@ def compare(answer: str, reference: str) -> str | None:
         return _compared(answer, reference, quick=True)
     except _FAILURES:
         return UNPARSED
+    except TypeError:  # a fault of ours must not end a training: the worker that repeats it crashes
+        return None
 
 
 def verify(answer: str, reference: str) -> str:
-    """The same for every answer. It has no time limit here: some numbers take hours, and gigabytes."""
+    """The same for every answer. What takes more arithmetic than `budget.py` allows is `UNPARSED`."""
     try:
         return _compared(answer, reference, quick=False) or UNPARSED
     except _FAILURES:
@@ -51,16 +59,43 @@ def verify(answer: str, reference: str) -> str:
 def _compared(answer: str, reference: str, quick: bool) -> str | None:
     if not answer or len(answer) > LONGEST or len(reference) > LONGEST:
         return UNPARSED
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
+        return EQUAL if answer == reference else DIFFERENT
+    begin()
     try:
-        given, wanted = tokenize(answer), tokenize(reference)
+        given, wanted = phrases.as_symbol(tokenize(answer)), phrases.as_symbol(tokenize(reference))
     except UnreadableError:
         return UNPARSED
     if not given or not wanted:
         return UNPARSED
+    if without_braces(given) == without_braces(wanted):
+        return EQUAL
+    if _BROKEN_INLINE.search(answer) is None:
+        given = phrases.without_introduction(given)
+    if wanted_choice := phrases.choice(wanted):
+        letters = phrases.choice(given) or phrases.labelled_choice(given)
+        return EQUAL if letters == wanted_choice else DIFFERENT
+    if answer.count(",") == 1 and sum("." in token.text for token in wanted if token.kind == "number") == 1:
+        given = phrases.with_decimal_point(given) or given
+    given, wanted = phrases.with_notation(given), phrases.with_notation(wanted)
+    domains = [phrases.split_domain(tokens) for tokens in (given, wanted)]
+    if domains[0] and (domains[1] or not any(token.text in _ORDER for token in wanted)):
+        body, index, domain = domains[0]
+        _, other, target = domains[1] or (wanted, index, "Z")
+        if domain != target or (other != index and other in body):
+            return DIFFERENT
+        given = tuple(other if token == index else token for token in body)
+        wanted = domains[1][0] if domains[1] else wanted
+    return _compared_tokens(given, wanted, quick)
+
+
+def _compared_tokens(given: tuple[Token, ...], wanted: tuple[Token, ...], quick: bool) -> str | None:
     if given == wanted:
         return EQUAL
     texts = [_words(tokens) for tokens in (given, wanted)]
-    if texts[1] is not None:
+    if phrases.is_product(wanted) and not any(token.upright for token in given):
+        pass
+    elif texts[1] is not None:
         if texts[0] == texts[1]:
             return EQUAL
         if len(texts[1]) > 1:
@@ -74,8 +109,17 @@ def _compared(answer: str, reference: str, quick: bool) -> str | None:
         return EQUAL if times[0] == times[1] else DIFFERENT
     if clocks[0] and clocks[0][4]:
         return DIFFERENT
-    if based := _BASED.fullmatch(joined[1]):
-        return EQUAL if joined[0] in (based[1], joined[1]) else DIFFERENT
+    if clocks[0] and clocks[1]:
+        return EQUAL if clocks[0].groups() == clocks[1].groups() else DIFFERENT
+    moduli = [phrases.split_modulus(tokens) for tokens in (given, wanted)]
+    if moduli[0] or moduli[1]:  # a class of numbers is not one of them
+        if not moduli[0] or not moduli[1] or moduli[0][1] != moduli[1][1]:
+            return DIFFERENT
+        given, wanted = moduli[0][0], moduli[1][0]
+    if _DATE.fullmatch(joined[1]):
+        return EQUAL if joined[0] == joined[1] else DIFFERENT
+    if _BASED.fullmatch(joined[1]):
+        return EQUAL if joined[0] == joined[1] else DIFFERENT
     return _by_readings(given, wanted, quick)
 
 
@@ -102,12 +146,12 @@ class _Reading:
         self.node, self.unit, self.is_percentage = node, unit, is_percentage
 
 
-def _readings(tokens: tuple[Token, ...], is_reference: bool) -> list[_Reading]:
+def _readings(tokens: tuple[Token, ...], is_reference: bool, may_be_lone: bool = False) -> list[_Reading]:
     readings: list[_Reading] = []
     bodies: list[tuple[tuple[Token, ...], units.Unit, bool]] = [(tokens, (), False)]
     if (body := _without_percent(tokens)) is not None:
         bodies.append((body, (), True))
-    if (split := units.split_unit(tokens, is_reference)) is not None:
+    if (split := units.split_unit(tokens, is_reference, may_be_lone)) is not None:
         bodies.append((*split, False))
     for body, unit, is_percentage in bodies:
         power = 0
@@ -118,7 +162,7 @@ def _readings(tokens: tuple[Token, ...], is_reference: bool) -> list[_Reading]:
         except UnreadableError:
             continue
         if not unit and contains(node, {"degree"}):
-            unit = (("deg", 1),)
+            unit = _DEGREES
             if not is_reference:
                 readings.append(_Reading(_in_radians(node)))
         readings.append(_Reading(_scaled(node, Fraction(10) ** power) if power else node, unit, is_percentage))
@@ -145,11 +189,15 @@ def _scaled(node: Node, factor: Fraction) -> Node:
 
 def _by_readings(given: tuple[Token, ...], wanted: tuple[Token, ...], quick: bool) -> str | None:
     outcomes: list[bool | None] = []
-    for target in _readings(wanted, is_reference=True):
-        for reading in _readings(given, is_reference=False):
+    targets = _readings(wanted, is_reference=True)
+    readings = _readings(given, is_reference=False, may_be_lone=any(target.unit for target in targets))
+    for target in targets:
+        for reading in readings:
             if target.unit and reading.unit and target.unit != reading.unit:
                 outcomes.append(False)
                 continue
+            if reading.unit == _DEGREES and not target.unit and "pi" in constants(target.node):
+                continue  # radians are asked for
             try:
                 outcomes.append(_same_quantity(target, reading, quick))
             except UnreadableError:

@@ -7,16 +7,21 @@ an equation is an answer only if the left side is a lone unknown.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from entropy_trl.rewards.atoms import Node
+from entropy_trl.rewards import shapes
+from entropy_trl.rewards.atoms import MINUS_ONE, Node, ratio
+from entropy_trl.rewards.budget import spend
 from entropy_trl.rewards.tokens import UnreadableError
-from entropy_trl.rewards.values import contains, equal_values, number, proportional, signs, symbols
+from entropy_trl.rewards.values import contains, count_signs, equal_values, number, proportional, signs, symbols
 
 
 _MOST_ELEMENTS = 60
 _CONSTANTS = {"pi", "e", "i"}
 _STRUCTURES = {"list", "set", "tuple", "relation", "cup", "cap", "setminus", "builder", "matrix", "piecewise", "word"}
+_STRUCTURES |= {"ratio", "bound"}
+_POINTS = [("symbol", letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 _TURNED = {">": "<", "ge": "le"}
-_INFINITY: Node = ("infinity",)
+_INFINITY = shapes.INFINITY
+_REALS: Node = ("tuple", "(", [("multiply", [MINUS_ONE, _INFINITY]), _INFINITY], ")", "order")
 
 
 def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
@@ -32,12 +37,18 @@ def equal(reference: Node, answer: Node, quick: bool = False) -> bool | None:
     if by_name is not NotImplemented:
         return by_name
     if len(wanted.nodes) == 1 and wanted.nodes[0][0] == "tuple" and wanted.kind == "one" and given.kind == "list":
+        if "or" in given.joint or any(map(shapes.infinity, wanted.nodes[0][2])):
+            return False
         return _all_same(wanted.nodes[0][2], given.nodes, quick) if wanted.nodes[0][1::2] == ("(", ")") else False
     if "tuple" in (wanted.kind, given.kind):
         return False
     if len(wanted.nodes) != len(given.nodes):
         return False
-    if len(wanted.nodes) > 1 and any(map(_is_order, [*wanted.nodes, *given.nodes])) and wanted.joint != given.joint:
+    if (
+        len(wanted.nodes) > 1
+        and any(map(shapes.is_order, [*wanted.nodes, *given.nodes]))
+        and wanted.joint != given.joint
+    ):
         return False  # `x < 1 and x > 3` is not `x < 1 or x > 3`
     return _same_in_any_order(wanted.nodes, given.nodes, quick)
 
@@ -58,7 +69,7 @@ def _elements(node: Node) -> _Elements:
         nodes = [node]
     expanded: list[Node] = []
     for part in nodes:
-        if contains(part, {"tuple"}) and str(part).count("('sign'") > 1:
+        if sum(count_signs(part)) > 1 and contains(part, {"tuple"}):
             raise UnreadableError("several signs in a tuple")
         parts = signs(part)
         kind = "list" if len(parts) > 1 and kind == "one" else kind
@@ -75,7 +86,9 @@ def _elements(node: Node) -> _Elements:
                 kind = "set"
             else:
                 expanded.append(form)
-    return _Elements(expanded, kind, joint)
+    if joint == {"and"} and (between := shapes.interval(expanded)) is not None:
+        return _Elements([between], "one", frozenset())
+    return _Elements(shapes.grouped(expanded) if kind == "list" else expanded, kind, joint)
 
 
 def _parts_of_union(node: Node) -> list[Node]:
@@ -90,10 +103,18 @@ def _form(node: Node) -> Node:
         return _relation(node[1], node[2])
     if node[0] == "builder":
         return _builder(node[1], node[2])
-    return node
+    if node == ("symbol", "mathbb R"):
+        return _REALS
+    if node[0] == "multiply" and len(node[1]) == 2 and node[1][0] in _POINTS and node[1][1][0] == "tuple":
+        return ("named", node[1][0], [node[1][1]])  # the point A(1, 2)
+    return shapes.without_points(shapes.matrix(node), _form)
 
 
 def _relation(sides: list[Node], operators: list[str]) -> Node:
+    if ":" in operators and not contains(sides, _STRUCTURES):
+        sides, operators = shapes.ratios(sides, operators)
+        if not operators:
+            return sides[0]
     kinds = set(operators)
     if kinds <= {"=", "approx"}:
         first, *rest = sides
@@ -110,6 +131,8 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
         sides, operators = sides[::-1], [_TURNED[operator] for operator in reversed(operators)]
         kinds = set(operators)
     if kinds <= {"<", "le"}:
+        if len(sides) == 2 and any(map(shapes.is_negated, sides)):
+            sides = [shapes.negated(side) for side in reversed(sides)]
         brackets = ["(" if operator == "<" else "[" for operator in operators]
         if len(sides) == 3 and _is_unknown(sides[1]):
             closing = ")" if operators[1] == "<" else "]"
@@ -121,8 +144,9 @@ def _relation(sides: list[Node], operators: list[str]) -> Node:
             return ("named", sides[1], [("tuple", brackets[0], [sides[0], _INFINITY], ")", "order")])
         return ("sides", operators, sides)
     if operators == ["in"]:
-        return ("named", sides[0], [_form(sides[1])]) if _is_unknown(sides[0]) else ("sides", operators, sides)
-    if kinds == {":"} or operators == ["ne"]:
+        is_named = _is_unknown(sides[0]) and (sides[1][0] in _STRUCTURES or shapes.is_known_set(sides[1]))
+        return ("named", sides[0], [_form(sides[1])]) if is_named else ("sides", operators, sides)
+    if operators == ["ne"]:
         return ("sides", operators, sides)
     raise UnreadableError("several relations")
 
@@ -141,7 +165,7 @@ def _builder(head: Node, conditions: Node) -> Node:
                 union = ("cup", union, part[2][-1])
             return ("named", head, [union])
         if len(named) == 1 and not others:
-            return ("named", head, named[0][2])
+            return ("named", head, named[0][2], "bound")
         if len(named) == 1 and named[0][2][-1][0] not in _STRUCTURES:
             return ("builder", named[0][2][-1], others)
     return ("builder", head, parts)
@@ -158,6 +182,8 @@ def _is_unknown(node: Node) -> bool:
         return node[1] not in _CONSTANTS
     if node[0] in ("apply", "word"):
         return True
+    if node[0] == "ratio":
+        return all(map(_is_unknown, node[1]))
     if node[0] == "tuple":
         return node[1::2] == ("(", ")") and all(part[0] == "symbol" for part in node[2])
     if node[0] == "call" and node[1] == "abs":
@@ -171,13 +197,6 @@ def _is_unknown(node: Node) -> bool:
         and len(node[1]) == 2
         and all(part[0] == "symbol" and len(part[1]) == 1 and part[1].isupper() for part in node[1])
     )
-
-
-def _is_order(node: Node) -> bool:
-    value = node[2][-1] if node[0] == "named" else node
-    if value[0] != "tuple":
-        return bool(value[0] == "sides")
-    return len(value) > 4 or value[1::2][:2] != ("(", ")") or any(map(_infinity, value[2]))
 
 
 # Comparisons
@@ -197,6 +216,8 @@ def _by_names(wanted: _Elements, given: _Elements, quick: bool) -> Any:
     """The comparison by names, where an answer gives values of several unknowns; else NotImplemented."""
     names, others = _values_by_name(wanted.nodes), _values_by_name(given.nodes)
     if names is not None and others is not None:
+        if ("or" in wanted.joint) != ("or" in given.joint):
+            return False
         if names.keys() != others.keys():
             return False
         return _combined(_same(names[name], others[name], quick) for name in names)
@@ -204,11 +225,17 @@ def _by_names(wanted: _Elements, given: _Elements, quick: bool) -> Any:
         values = list(names.values())
         if given.kind == "list" and not any(node[0] == "named" for node in given.nodes):
             return _all_same(values, given.nodes, quick)
-        if len(given.nodes) == 1 and given.nodes[0][0] == "tuple":
+        if len(given.nodes) == 1 and given.nodes[0][0] == "tuple" and given.nodes[0][1::2] == ("(", ")"):
             return _all_same(values, given.nodes[0][2], quick)
         return NotImplemented
+    if others is not None and len(wanted.nodes) == len(given.nodes) == len(others):
+        own = shapes.in_order(given.nodes)
+        if own is not given.nodes and not any(node[0] == "named" for node in wanted.nodes):
+            return _all_same(wanted.nodes, own, quick)
     if others is not None and len(wanted.nodes) == 1 and wanted.nodes[0][0] == "tuple":
-        return _all_same(wanted.nodes[0][2], list(others.values()), quick)
+        own = shapes.in_order(given.nodes) if len(given.nodes) == len(others) else given.nodes
+        values = [node[2][-1] for node in own] if len(own) == len(others) else list(others.values())
+        return _all_same(wanted.nodes[0][2], values, quick)
     return NotImplemented
 
 
@@ -250,7 +277,10 @@ def _same_in_any_order(wanted: list[Node], given: list[Node], quick: bool) -> bo
 
 def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     """Whether two elements are one."""
+    spend(5)
     if wanted[0] == "named" and given[0] == "named":
+        if len(wanted) == len(given) == 4:  # sets, whose variable has any name
+            given = shapes.substituted(given, given[1], wanted[1])
         renamed = _renamed(wanted[1], given)
         if renamed is None:
             return False
@@ -258,30 +288,43 @@ def _same(wanted: Node, given: Node, quick: bool) -> bool | None:
     if "equation" in (wanted[0], given[0]):
         return _same_equation(wanted, given, quick)
     if wanted[0] in ("named", "chain"):
-        return _same(_form(wanted[-1][-1]), given, quick)
+        if wanted[0] == "named" and shapes.is_differential_equation(*wanted[1:3]):
+            return False
+        return _same(_form(_values(wanted)[-1]), given, quick)
     if given[0] in ("named", "chain"):
         if not _fits(wanted, given):
             return False
-        return _combined(_same(wanted, _form(value), quick) for value in given[-1])
+        return _combined(_same(wanted, _form(value), quick) for value in _values(given))
+    if "ratio" in (wanted[0], given[0]):
+        return _same_ratio(wanted, given, quick)
     if wanted[0] == given[0] == "based":
         return bool(wanted == given)
     if wanted[0] == "based":
-        return given[0] == "number" and given[1].denominator == 1 and str(given[1]) == wanted[1].lstrip("0")
+        return False  # without the base the digits are another number
     handler = _HANDLERS.get(wanted[0])
     if handler is not None or given[0] in _HANDLERS:
         return handler(wanted, given, quick) if handler is not None and wanted[0] == given[0] else False
-    infinite = [_infinity(node) for node in (wanted, given)]
+    infinite = [shapes.infinity(node) for node in (wanted, given)]
     if any(infinite):
         return infinite[0] == infinite[1]
     return equal_values(wanted, given, quick)
 
 
+def _values(node: Node) -> Any:
+    """The sides of a chain, without the name of what they are."""
+    return node[2 if node[0] == "named" else 1]
+
+
 def _fits(wanted: Node, given: Node) -> bool:
     """Whether an answer with a name may stand for a reference without: an interval for a point may not."""
-    value = given[-1][-1]
+    value = _values(given)[-1]
+    if given[0] == "named" and given[1][0] == "apply" and value[0] != "symbol":
+        arguments = symbols(given[1][2])
+        if symbols(value) and not arguments & symbols(value):
+            return False  # `f(y) = 2x + 3` does not say what f is
     if value[0] != "tuple" or len(value) < 5 or wanted[0] != "tuple":
         return True
-    bounds: list[Any] = [None if _infinity(part) else number(part) for part in wanted[2]]
+    bounds: list[Any] = [None if shapes.infinity(part) else number(part) for part in wanted[2]]
     return len(bounds) == 2 and (any(bound is None for bound in bounds) or bool(bounds[0] < bounds[1]))
 
 
@@ -295,16 +338,8 @@ def _renamed(name: Node, given: Node) -> list[Node] | None:
     if own[0] == name[0] == "apply" and own[1] == name[1] and own[2][0] == name[2][0] == "symbol":
         if name[2][1] in symbols(values):
             return None
-        return [_substituted(value, own[2], name[2]) for value in values]
+        return [shapes.substituted(value, own[2], name[2]) for value in values]
     return None
-
-
-def _substituted(node: Any, old: Node, new: Node) -> Any:
-    if node == old:
-        return new
-    if isinstance(node, tuple | list):
-        return type(node)(_substituted(part, old, new) for part in node)
-    return node
 
 
 def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
@@ -314,6 +349,8 @@ def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
             sides.append(node[1:])
         elif node[0] == "named" and len(node[2]) == 1 and not contains(node, _STRUCTURES):
             sides.append((node[1], node[2][0]))
+        elif node is wanted and node[0] == "number" and shapes.is_sum_of_unknowns(given[1]):
+            return equal_values(wanted, given[2], quick)
         else:
             return False
     if len(symbols(sides[0])) < 2 and "equation" not in wanted[0]:
@@ -324,15 +361,6 @@ def _same_equation(wanted: Node, given: Node, quick: bool) -> bool | None:
     return proportional(*differences)
 
 
-def _infinity(node: Node) -> int:
-    """1 or -1 for an infinity with that sign, 0 for anything else."""
-    if node == _INFINITY:
-        return 1
-    if node[0] == "multiply" and len(node[1]) == 2 and node[1][0][0] == "number" and node[1][0][1] == -1:
-        return -1 if node[1][1] == _INFINITY else 0
-    return 0
-
-
 def _same_tuple(wanted: Node, given: Node, quick: bool) -> bool | None:
     return _all_same(wanted[2], given[2], quick) if wanted[1::2][:2] == given[1::2][:2] else False
 
@@ -341,6 +369,16 @@ def _same_set(wanted: Node, given: Node, quick: bool) -> bool | None:
     if len(wanted[1]) != len(given[1]):
         return False
     return _same_in_any_order([_form(part) for part in wanted[1]], [_form(part) for part in given[1]], quick)
+
+
+def _same_ratio(wanted: Node, given: Node, quick: bool) -> bool | None:
+    if given[0] != "ratio":
+        return False  # a ratio is asked for
+    sides = [node[1] if node[0] == "ratio" else [node, ("number", 1, False)] for node in (wanted, given)]
+    if len(sides[0]) != len(sides[1]) or contains(sides, _STRUCTURES):
+        return False
+    target, value = [[ratio(part, parts[0]) for part in parts[1:]] for parts in sides]
+    return _all_same(target, value, quick)
 
 
 def _same_sides(wanted: Node, given: Node, quick: bool) -> bool | None:
@@ -366,6 +404,7 @@ def _same_rows(wanted: list[list[Node]], given: list[list[Node]], quick: bool) -
 
 _HANDLERS: dict[str, Callable[[Node, Node, bool], bool | None]] = {
     "tuple": _same_tuple,
+    "bound": lambda wanted, given, quick: wanted[1] == given[1] and _all_same(wanted[2], given[2], quick),
     "set": _same_set,
     "list": _same_set,
     "sides": _same_sides,

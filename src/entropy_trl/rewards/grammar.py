@@ -22,6 +22,7 @@ from entropy_trl.rewards.tokens import Token, UnreadableError, symbol
 _SUMS = {"+", "-", "pm", "mp"}
 _MATRICES = {"pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "Vmatrix", "smallmatrix", "array"}
 _LINES = {"aligned", "align", "gather", "gathered", "split", "equation", "cases", "dcases"}
+_VECTORS = ("\\vec ", "\\hat ", "bold ")
 _DEEPEST = 40
 
 
@@ -32,9 +33,9 @@ def parse(tokens: tuple[Token, ...]) -> Node:
         UnreadableError: The tokens are not in the grammar, or have more than one reading.
     """
     parser = _Parser(tokens)
-    node = parser.sequence(())
+    node = parser.with_stacks(())
     is_bracketed = tokens[:1] == (symbol("["),) and _closing_brackets(tokens) == [len(tokens) - 1]
-    if is_bracketed and node[0] not in ("tuple", "matrix"):
+    if is_bracketed and node[0] not in ("tuple", "matrix", "cup", "cap", "setminus"):
         raise UnreadableError("a number in brackets")
     if parser.position != len(parser.tokens):
         raise UnreadableError(f"{parser.peek()} is out of place")
@@ -72,7 +73,10 @@ class _Parser(Atoms):
 
     def union(self) -> Node:
         node = self.sum()
-        while (operator := self.peek()) in ("cup", "cap", "setminus"):
+        while (operator := self.peek()) in ("cup", "cap", "setminus", "U"):
+            if operator == "U" and node[0] not in ("tuple", "cup"):
+                break
+            operator = "cup" if operator == "U" else operator
             self.position += 1
             node = (operator, node, self.sum())
         return node
@@ -109,7 +113,8 @@ class _Parser(Atoms):
                 if after_slash:
                     raise UnreadableError("a product after a slash")
                 if token.kind in ("number", "repeating", "scientific"):
-                    if kinds[-1] == "symbol" and not (token.spaced and self.peek(1) == "^"):
+                    is_power = token.spaced and self.peek(1) == "^"
+                    if kinds[-1] == "symbol" and not is_power and factors[-1] != ("symbol", "i"):
                         raise UnreadableError("a number after a name")
                     if kinds[-1] == "number":
                         factors[-1] = self.mixed(factors, token)
@@ -122,6 +127,8 @@ class _Parser(Atoms):
                 kinds.append(self.last_kind)
             else:
                 break
+        if sum(factor[0] == "symbol" and factor[1].startswith(_VECTORS) for factor in factors) > 1:
+            raise UnreadableError("a product of vectors")  # a cross product depends on the order
         return factors[0] if len(factors) == 1 else ("multiply", factors)
 
     def mixed(self, factors: list[Node], token: Token) -> Node:
@@ -139,14 +146,19 @@ class _Parser(Atoms):
             return False
         if token.kind in ("number", "repeating", "scientific", "name"):
             return True
+        if token.kind == "begin":
+            return token.text in _MATRICES
         if token.kind == "letters":
-            return token.text not in ("and", "or", "choose")
+            return token.text not in ("and", "or", "choose") and not (token.text == "U" and self.is_between_brackets())
         if token.kind == "command":
             return token.text in (
                 {"frac", "sqrt", "rootsign", "binom", "pi", "left", "lfloor", "lceil", "partial", "exp", "infty"}
-                | FUNCTIONS | GREEK | ACCENTS | AGGREGATES
+                | {"sum", "prod"} | FUNCTIONS | GREEK | ACCENTS | AGGREGATES
             )  # fmt: skip
         return token.text in ("(", "[", "{") or (token.text == "|" and not self.bars and not self.in_set)
+
+    def is_between_brackets(self) -> bool:
+        return self.position > 0 and self.peek(-1) in (")", "]") and self.peek(1) in ("(", "[")
 
     def factor(self) -> Node:
         """An atom with its powers, factorials and degree sign."""
@@ -184,6 +196,9 @@ class _Parser(Atoms):
         if self.peek() == "!":
             raise UnreadableError("a factorial after a power")
         return signed(sign, node)
+
+    def inner(self, tokens: tuple[Token, ...]) -> Node:
+        return parse(tokens)
 
     def environment(self, name: str) -> Node:
         start, depth = self.position, 1

@@ -20,11 +20,12 @@ class Token:
     """A piece of an answer.
 
     Args:
-        kind: `number`, `repeating`, `letters`, `command`, `symbol`, `begin`, `end` or `name` (a letter in a font that
-            has a meaning).
-        text: What it says, without its backslash.
-        upright: Whether it stands in `\\text` or `\\mathrm`, so that letters may be a word or a unit.
-        spaced: Whether space or the edge of a group is before it.
+        kind (`str`): `number`, `repeating`, `letters`, `command`, `symbol`, `begin`, `end` or `name` (a letter in a
+            font that has a meaning).
+        text (`str`): What it says, without its backslash.
+        upright (`bool`, *optional*, defaults to `False`): Whether it stands in `\\text` or `\\mathrm`, so that letters
+            may be a word or a unit.
+        spaced (`bool`, *optional*, defaults to `False`): Whether space or the edge of a group is before it.
     """
 
     kind: str
@@ -47,6 +48,9 @@ _SUPERSCRIPTS, _SUBSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "₀₁�
 _PLAIN = "0123456789+-ni"
 _RAISED, _LOWERED = re.compile(f"[{_SUPERSCRIPTS}]+"), re.compile(f"[{_SUBSCRIPTS}]+")
 _FROM_SCRIPT = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, _PLAIN * 2)
+_NOT_EQUAL = re.compile(r"\\not\s*=")
+_VECTOR = re.compile(r"\\(?:vec|overrightarrow|hat)(?![a-zA-Z])|\\(?:mathbf|boldsymbol|bm)\s*\{?[a-zA-Z]")
+_CROSS = re.compile(r"(?<![\d\s])\s*\\times(?![a-zA-Z])|(?<=[^\d\s]\s)\\times(?![a-zA-Z])")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
@@ -57,7 +61,8 @@ _GREEK = {
     "⋅": "cdot", "∙": "cdot", "÷": "div", "°": "degree", "℃": "degree C", "∅": "emptyset", "√": "rootsign",
     "⟨": "langle", "⟩": "rangle", "∖": "setminus", "∣": "mid", "→": "to", "…": "ldots", "ℝ": "mathbb R",
     "ℤ": "mathbb Z", "ℕ": "mathbb N", "ℚ": "mathbb Q", "ℂ": "mathbb C", "∠": "angle", "∂": "partial", "∑": "sum",
-    "∫": "int", "∨": "lor", "∧": "land", "⩽": "le", "⩾": "ge",
+    "∫": "int", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "º": "degree", "∛": "sqrt[3]",
+    "∜": "sqrt[4]", "∨": "lor", "∧": "land", "⩽": "le", "⩾": "ge",
 }  # fmt: skip
 _CHARACTERS = str.maketrans(
     {character: f"\\{name} " for character, name in _GREEK.items()}
@@ -74,7 +79,8 @@ _SIMPLER = {
     "%": "%", "$": "\\$", "rightarrow": "to", "vee": "lor", "wedge": "land", "smallsetminus": "setminus",
     "degrees": "degree", "backslash": "setminus", "|": "\\|", "lfloor": "lfloor", "Vert": "\\|", "prime": "'",
     "arcsin": "arcsin", "varepsilon": "epsilon", "thickapprox": "approx", "simeq": "approx", "owns": "ni",
-    "textdegree": "degree", "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
+    "textdegree": "degree", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec", "overline": "bar",
+    "newline": "\\\\", "cr": "\\\\", "&": "\\&", "#": "\\#", "_": "\\_",
 }  # fmt: skip
 _SPACES = {
     *(",", ";", ":", "!", " ", ">", "(", ")", "[", "]", "/", "quad", "qquad", "thinspace", "enspace", "displaystyle"),
@@ -112,10 +118,16 @@ def tokenize(text: str) -> tuple[Token, ...]:
     """
     text = _RAISED.sub(lambda match: "^{" + match[0].translate(_FROM_SCRIPT) + "}", text)
     text = _LOWERED.sub(lambda match: "_{" + match[0].translate(_FROM_SCRIPT) + "}", text)
+    if _VECTOR.search(text):
+        text = _CROSS.sub(r"\\crossproduct ", text)
     text = _VULGAR.sub(lambda match: _vulgar(match[0]), text)
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
-    tokens = _degrees(_scan(text))
+    tokens = _degrees(_scan(_NOT_EQUAL.sub(r"\\ne ", text)))
     start, end = 0, len(tokens)
+    if tokens[-2:] == [symbol("."), symbol(".")]:
+        return tuple(tokens)  # an ellipsis
+    if tokens[-1:] == [symbol("*")] and not text.rstrip(" .,").endswith("*"):
+        return tuple(tokens)  # a product without an end, no markdown
     while end > start and tokens[end - 1] in _ENDS:
         end -= 1
     while start < end and tokens[start].text in ("*", "**"):
@@ -179,7 +191,7 @@ def _scan(text: str) -> list[Token]:
                 if group is None:
                     raise UnreadableError(name)
                 position = group.end()
-                tokens.append(Token("name", f"{name} {group[1].strip()}", False, spaced))
+                tokens.append(Token("name", f"{name.replace('Bbb', 'mathbb')} {group[1].strip()}", False, spaced))
                 spaced = False
                 continue
             if name in _STYLES:
@@ -228,8 +240,19 @@ def _skip_group(text: str, position: int, name: str) -> int:
 _CIRC, _DEGREE = Token("command", "circ"), Token("command", "degree")
 
 
+def without_braces(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    """The tokens without braces around a single letter or digit, so that `x^{2}` is `x^2`."""
+    result: list[Token] = []
+    for token in tokens:
+        if token == symbol("}") and result[-2:-1] == [symbol("{")] and len(result[-1].text) == 1:
+            del result[-2]
+        else:
+            result.append(token)
+    return tuple(result)
+
+
 def _degrees(tokens: list[Token]) -> list[Token]:
-    r"""The tokens with one for `^\circ` and `^{\circ}`."""
+    r"""The tokens with one for `^\circ` and `^{\circ}`, and for `^{\prime}`."""
     result: list[Token] = []
     position = 0
     while position < len(tokens):
@@ -241,6 +264,10 @@ def _degrees(tokens: list[Token]) -> list[Token]:
             if tokens[position + 1 : position + 4] == [symbol("{"), _CIRC, symbol("}")]:
                 position += 4
                 result.append(_DEGREE)
+                continue
+            if tokens[position + 1 : position + 4] == [symbol("{"), symbol("'"), symbol("}")]:
+                position += 4
+                result.append(symbol("'"))
                 continue
         result.append(tokens[position])
         position += 1

@@ -50,6 +50,10 @@ for _name in ("lb", "oz", "hr", "yr", "yd", "egg", "cow", "pig", "ant", "bee", "
     UNITS.setdefault(_name, _name)
     UNITS.setdefault(_name + "s", UNITS[_name])
 UNITS |= {"inches": "in", "feet": "ft", "people": "person", "meters": "m", "centuries": "century", "persons": "person"}
+_CHINESE = {"米": "m", "千米": "km", "公里": "km", "厘米": "cm", "毫米": "mm", "分米": "dm", "千克": "kg", "公斤": "kg",
+            "克": "g", "升": "L", "毫升": "mL", "吨": "ton", "小时": "h", "分钟": "min", "秒": "s", "天": "day", "年": "yr",
+            "月": "month", "岁": "yr"}  # fmt: skip
+UNITS |= {name: UNITS[unit] for name, unit in _CHINESE.items()}
 
 MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 PERCENT = {"percent", "percentage", "pct"}
@@ -57,19 +61,28 @@ _SQUARE = {"square": 2, "sq": 2, "cubic": 3}
 _GLUED = {"cm", "km", "mm", "kg", "ft"}
 _ANGLES = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _MOST = 40
+_COMPOSITE = {
+    "mph": (("mi", 1), ("h", -1)),
+    "kmh": (("km", 1), ("h", -1)),
+    **{f"平方{name}": ((unit, 2),) for name, unit in _CHINESE.items() if unit.endswith("m")},
+    **{f"立方{name}": ((unit, 3),) for name, unit in _CHINESE.items() if unit.endswith("m")},
+}
+UNITS |= {name: name for name in _COMPOSITE if name not in UNITS}
 Unit = tuple[tuple[str, int], ...]
 
 
-def split_unit(tokens: tuple[Token, ...], is_reference: bool = False) -> tuple[tuple[Token, ...], Unit] | None:
+def split_unit(
+    tokens: tuple[Token, ...], is_reference: bool = False, may_be_lone: bool = False
+) -> tuple[tuple[Token, ...], Unit] | None:
     """Split a quantity into the tokens of its number and its unit, or None where there is no known unit at its end.
 
-    Letters of maths right behind a number may be variables (`2mg`), and in a reference they are.
+    A lone letter is a unit where `may_be_lone`: the reference has one. Letters of maths right behind a number may be variables (`2mg`), and in a reference they are.
     """
     tokens = _leading_currency(tokens)
     for start in range(max(1, len(tokens) - _MOST), len(tokens)):
         first = tokens[start]
         if first.kind == "letters" or first.text in ("degree", "frac", "\\$", "€", "£", "¥", "₹", "*", "Omega", "mu"):
-            unit = parse_unit(tokens[start:])
+            unit = parse_unit(tokens[start:], may_be_lone and first.spaced)
             is_glued = first.kind == "letters" and not first.upright and not first.spaced and len(first.text) < 3
             if is_glued and first.text.isascii() and (is_reference or first.text not in _GLUED):
                 continue
@@ -82,6 +95,10 @@ def split_unit(tokens: tuple[Token, ...], is_reference: bool = False) -> tuple[t
 
 def _leading_currency(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
     """The tokens with a currency in front moved behind."""
+    if len(tokens) > 1 and tokens[0].text == "US" and tokens[1].text == "\\$":
+        tokens = tokens[1:]
+    if len(tokens) > 1 and tokens[0].text == "USD":
+        tokens = (Token("symbol", "\\$"), *tokens[1:])
     start = int(bool(tokens) and tokens[0].text in ("-", "+"))
     if len(tokens) > start + 1 and tokens[start].text in ("\\$", "€", "£", "¥", "₹"):
         last = [Token("letters", "dollar", True)] if tokens[-1].text in ("dollars", "dollar", "cents") else []
@@ -98,7 +115,7 @@ def _ends_a_number(token: Token) -> bool:
     )  # fmt: skip
 
 
-def parse_unit(tokens: tuple[Token, ...]) -> Unit | None:
+def parse_unit(tokens: tuple[Token, ...], may_be_lone: bool = False) -> Unit | None:
     """The exponents of the units in a row of tokens, or None where something else is among them."""
     powers: dict[str, int] = {}
     if not _parse(tokens, powers, 1):
@@ -110,7 +127,8 @@ def parse_unit(tokens: tuple[Token, ...]) -> Unit | None:
         if token.kind == "letters" and not token.upright and before != Token("command", "degree")
     ]
     if (
-        any(len(token.text) == 1 and token.text.isascii() for token in bare)
+        not may_be_lone
+        and any(len(token.text) == 1 and token.text.isascii() for token in bare)
         and sum(token.kind == "letters" for token in tokens) < 2
     ):
         return None  # a lone letter may be a variable
@@ -147,10 +165,12 @@ def _parse(tokens: tuple[Token, ...], powers: dict[str, int], sign: int) -> bool
             if token.text in _SQUARE and token.kind == "letters":
                 pending = _SQUARE[token.text]
                 continue
-            if token.text == "degree" and position < len(tokens) and tokens[position].text in (
+            if token.text in ("degree", "degrees") and position < len(tokens) and tokens[position].text in (
                 "C", "F", "Celsius", "Fahrenheit", "celsius",
             ):  # fmt: skip
                 name, position = "degree " + tokens[position].text[0].upper(), position + 1
+            if token.text == "mu" and position < len(tokens) and tokens[position].upright:
+                name, position = UNITS.get("u" + tokens[position].text), position + 1
             if name is None:
                 return False
             if position < len(tokens) and tokens[position].text in ("squared", "cubed"):
@@ -158,7 +178,8 @@ def _parse(tokens: tuple[Token, ...], powers: dict[str, int], sign: int) -> bool
             power, position = _power(tokens, position)
             if power is None:
                 return False
-            powers[name] = powers.get(name, 0) + side * power * pending
+            for part, exponent in _COMPOSITE.get(name, ((name, 1),)):
+                powers[part] = powers.get(part, 0) + side * power * pending * exponent
             pending, is_factor = 1, True
             if side != sign and not (position < len(tokens) and tokens[position].text in ("*", ".")):
                 side = sign if position < len(tokens) and tokens[position].text == "/" else side

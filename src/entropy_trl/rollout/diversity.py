@@ -12,12 +12,12 @@ def completion_digests(completion_ids: Sequence[Sequence[int]]) -> Tensor:
     """A 64-bit digest of each completion's tokens, so that processes can count distinct ones without exchanging them.
 
     Args:
-        completion_ids (`Sequence` of B token id sequences): as generated, without padding. The loss's mask does not
+        completion_ids (`Sequence` of B token id sequences): As generated, without padding. The loss's mask does not
             do: `mask_truncated_completions` empties it.
 
     Returns:
-        `Tensor` of shape (B,), int64. Equal tokens have equal digests, and different ones different digests up to
-        chance (1e-12 for ten thousand completions).
+        `Tensor` of shape (B,), int64: The digests. Equal tokens have equal digests, and different ones differ
+        up to chance (1e-12 for ten thousand completions).
     """
     digests = [
         hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=8).digest() for ids in completion_ids
@@ -29,13 +29,13 @@ def diversity_metrics(digests: Tensor, correct: Tensor, group_size: int) -> dict
     """Distinct completions, distinct correct ones, and solved prompts, as means over the groups.
 
     Args:
-        digests (`Tensor` of shape (N,), int64): one for each completion, the completions of a prompt side by side.
-        correct (`Tensor` of shape (N,), bool): whether the completion is right.
-        group_size (`int`): completions a prompt.
+        digests (`Tensor` of shape (N,), int64): One for each completion, the completions of a prompt side by side.
+        correct (`Tensor` of shape (N,), bool): Whether the completion is right.
+        group_size (`int`): Completions a prompt.
 
     Returns:
-        `distinct_completions`: different completions of a prompt, from 1 to `group_size`. `distinct_correct`: different
-        correct ones, from 0. `solved`: share of the prompts with a correct one.
+        `dict[str, float]`: `distinct_completions`: different completions of a prompt, from 1 to `group_size`.
+        `distinct_correct`: different correct ones, from 0. `solved`: share of the prompts with a correct one.
     """
     groups = list(zip(digests.view(-1, group_size).tolist(), correct.view(-1, group_size).tolist(), strict=True))
     right = [{digest for digest, is_right in zip(*group, strict=True) if is_right} for group in groups]

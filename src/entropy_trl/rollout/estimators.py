@@ -5,6 +5,7 @@ that no reward function could score (NaN) has the advantage 0 and counts in no m
 """
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -33,14 +34,14 @@ def estimate_advantages(name: str, rewards: Tensor, num_generations: int, quanti
       authors' code, which interpolates between two rewards where the paper's Eq. 3 takes one of them.
 
     Args:
-        name (`str`): one of the above.
-        rewards (`Tensor` of shape (N,)): weighted sum of the rewards of each completion; the completions of a prompt
+        name (`str`): One of the above.
+        rewards (`Tensor` of shape (N,)): Weighted sum of the rewards of each completion; the completions of a prompt
             follow each other.
-        num_generations (`int`): completions of a prompt, G.
-        quantile (`float`, *optional*, defaults to 0.4): K of `quantile`, in (0, 1).
+        num_generations (`int`): Completions of a prompt, G.
+        quantile (`float`, *optional*, defaults to `0.4`): K of `quantile`, in (0, 1).
 
     Returns:
-        `Tensor` of shape (N,).
+        `Tensor` of shape (N,): The advantages.
     """
     scored = ~rewards.isnan()
     if name == "rloo":
@@ -66,8 +67,12 @@ def _above_quantile(group: Tensor, quantile: float) -> Tensor:
     n = known.numel()
     if n < 2:
         return torch.zeros_like(group)
-    # The smallest reward that at least `quantile * n` of them do not exceed; 0.7 * 10 is 7.000000000000001.
-    baseline = known[max(math.ceil(quantile * n - 1e-9), 1) - 1]
+    # The smallest reward whose share of rewards at or below it is at least the quantile. Shares are compared, because
+    # the product can round up: 0.07 * 100 is 7.000000000000001.
+    count = math.ceil(Fraction(quantile) * n)
+    if (count - 1) / n >= quantile:
+        count -= 1
+    baseline = known[count - 1]
     return (group - baseline) / (known.std() + _GROUP_EPSILON)
 
 

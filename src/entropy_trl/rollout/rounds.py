@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 
 from entropy_trl.rollout.estimators import estimate_advantages
 from entropy_trl.rollout.sampling import Group, PromptStream, fill_rollout, has_signal
+from entropy_trl.trl_compat import completion_ends
 
 
 def weighted_reward(rewards: Tensor, weights: Tensor) -> Tensor:
@@ -24,14 +25,14 @@ def deciding_reward(names: Sequence[str], chosen: str | None) -> int:
     """Find the reward function by which dynamic sampling keeps or drops a group.
 
     Args:
-        names (`Sequence[str]`): of the reward functions, in TRL's order.
+        names (`Sequence[str]`): Names of the reward functions, in TRL's order.
         chosen (`str`, *optional*): `CovGRPOConfig.dynamic_sampling_reward`. `None` is the first function.
 
     Returns:
-        `int`: its place among the reward functions.
+        `int`: Its place among the reward functions.
 
     Raises:
-        ValueError: if no function, or more than one, has that name.
+        ValueError: If no function, or more than one, has that name.
     """
     if chosen is None:
         return 0
@@ -49,10 +50,10 @@ def make_prompt_stream(trainer: GRPOTrainer) -> PromptStream:
     """Make the stream that dynamic sampling takes a trainer's prompts from.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer, with its training data.
+        trainer ([`~trl.GRPOTrainer`]): The trainer, with its training data.
 
     Raises:
-        ValueError: if the trainer has environments, or prompts with images.
+        ValueError: If the trainer has environments, or prompts with images.
     """
     if trainer.environment_factories is not None:
         raise ValueError(
@@ -69,8 +70,8 @@ class GenerationRounds:
     """The rounds in which dynamic sampling makes one rollout, by TRL's own generation and rewards.
 
     Args:
-        trainer ([`~trl.GRPOTrainer`]): the trainer, with the arguments of a [`CovGRPOConfig`].
-        stream ([`PromptStream`]): where prompts come from.
+        trainer ([`~trl.GRPOTrainer`]): The trainer, with the arguments of a [`CovGRPOConfig`].
+        stream ([`PromptStream`]): Where prompts come from.
         generate (`Callable`): TRL's `_generate`.
         calculate_rewards (`Callable`): TRL's `_calculate_rewards`.
     """
@@ -97,7 +98,8 @@ class GenerationRounds:
         `rows` and `prompts`, which TRL holds, become those of the groups that are kept.
 
         Returns:
-            What TRL's `_generate` returns, and the rewards of all processes, (N, number of reward functions).
+            `tuple[tuple[Any, ...], Tensor]`: What TRL's `_generate` returns, and the rewards of all processes, (N,
+            number of reward functions).
         """
         start = time.perf_counter()
         trainer, accelerator = self.trainer, self.trainer.accelerator
@@ -222,7 +224,7 @@ class GenerationRounds:
         written = [True] * len(ids) if tool_mask is None else [any(mask) for mask in tool_mask]
         if not trainer.mask_truncated_completions:
             return written
-        ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}  # as TRL tells truncated completions
+        ends = completion_ends(trainer)
         return [has_token and row[-1] in ends for has_token, row in zip(written, ids, strict=True)]
 
     def _merge_reward_metrics(self) -> None:

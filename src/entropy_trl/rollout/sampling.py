@@ -9,13 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from trl import GRPOConfig
+
+from entropy_trl.rollout.random_state import random_state, restore_random_state
 
 
 logger = logging.getLogger(__name__)
@@ -31,12 +34,14 @@ _LEAST_RATE = 1 / 8
 class PromptStream:
     """The data set's rows, epoch after epoch, from a position that a checkpoint can hold.
 
-    Each epoch has every row once, in an order of its own given by the seed. Every process has the same stream.
+    Each epoch has every row once, in an order of its own given by the seed. Every process has the same stream. A row is
+    read when it is taken, also where it was put back: random numbers that its transform draws then depend on nothing
+    that a checkpoint does not have. (A streamed data set cannot be read again. There the row itself comes back.)
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): the rows.
-        shuffle (`bool`): whether the order is shuffled; a streamed data set is shuffled within its buffer.
-        seed (`int`): of the order.
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        shuffle (`bool`): Whether the order is shuffled; a streamed data set is shuffled within its buffer.
+        seed (`int`): Seed of the order.
     """
 
     file = "prompt_stream.json"
@@ -46,7 +51,8 @@ class PromptStream:
         self.shuffle = shuffle
         self.seed = seed
         self._position = 0
-        self._rows: Iterator[Row] | None = None
+        self._rows: Iterator[Row] | None = None  # of a streamed data set
+        self._order: tuple[int, Tensor] | None = None  # of an epoch
 
     @property
     def position(self) -> int:
@@ -81,42 +87,70 @@ class PromptStream:
 
     def take(self, n: int) -> list[Row]:
         """The next `n` rows."""
-        if self._rows is None:
-            self._rows = self._from(self._position)
-        rows = list(islice(self._rows, n))
+        if isinstance(self.dataset, Dataset):
+            rows = [self.dataset[self._index(self._position + i)] for i in range(n)]
+        else:
+            if self._rows is None:  # a stream is read from its start
+                self._rows = islice(self._epochs(self.dataset), self._position, None)
+            rows = list(islice(self._rows, n))
         self._position += n
         return rows
 
     def put_back(self, rows: list[Row]) -> None:
         """Let the last rows that were taken come again."""
-        self._rows = chain(rows, self._rows or ())
+        if not isinstance(self.dataset, Dataset):
+            self._rows = chain(rows, self._rows or ())
         self._position -= len(rows)
 
-    def _from(self, position: int) -> Iterator[Row]:
-        if isinstance(self.dataset, IterableDataset):
-            yield from islice(self._epochs(0), position, None)  # a stream is read from its start
-        else:
-            epoch, first = divmod(position, len(self.dataset))
-            yield from islice(self._epochs(epoch), first, None)
+    def _index(self, position: int) -> int:
+        """Where the row at a position lies in the data set."""
+        epoch, place = divmod(position, len(self.dataset))
+        if not self.shuffle:
+            return place
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
+        return int(self._order[1][place])
 
-    def _epochs(self, epoch: int) -> Iterator[Row]:
-        while True:
-            if isinstance(self.dataset, IterableDataset):
-                self.dataset.set_epoch(epoch)
-                rows = iter(self.dataset)
-                first = next(rows, None)
-                if first is None:
-                    raise ValueError("Dynamic sampling: the streamed data set has no rows.")
-                yield first
-                yield from rows
-            else:
-                order = list(range(len(self.dataset)))
-                if self.shuffle:
-                    generator = torch.Generator().manual_seed(self.seed + epoch)
-                    order = torch.randperm(len(self.dataset), generator=generator).tolist()
-                for index in order:
-                    yield self.dataset[index]
-            epoch += 1
+    @staticmethod
+    def _epochs(dataset: IterableDataset) -> Iterator[Row]:
+        for epoch in count():
+            dataset.set_epoch(epoch)
+            rows = iter(dataset)
+            first = next(rows, None)
+            if first is None:
+                raise ValueError("Dynamic sampling: the streamed data set has no rows.")
+            yield first
+            yield from rows
+
+
+def check_prompts(args: GRPOConfig, dataset: Any) -> None:
+    """Check that the training data fills one rollout.
+
+    TRL makes rollouts of whole batches of prompts and leaves out the rest, so fewer prompts than one rollout has train
+    nothing, with no error. Of a streamed data set so many rows are read here, and again in training: the random numbers
+    that they draw are the same both times.
+
+    Args:
+        args ([`~trl.GRPOConfig`]): The sizes of a rollout.
+        dataset (`Dataset` or `IterableDataset`): The training data. TRL itself refuses anything else.
+
+    Raises:
+        ValueError: If the data has fewer rows than a rollout has prompts.
+    """
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    needed = args.generation_batch_size // args.num_generations
+    state = random_state()
+    rows = len(dataset) if isinstance(dataset, Dataset) else sum(1 for _ in islice(dataset, needed))
+    restore_random_state(state)
+    if rows < needed:
+        raise ValueError(
+            f"The training data has {rows} {'row' if rows == 1 else 'rows'}, and a rollout needs {needed} different "
+            f"prompts (generation_batch_size={args.generation_batch_size} completions, {args.num_generations} for each "
+            "prompt): no step would run. Add rows, raise num_generations, or lower per_device_train_batch_size or "
+            "steps_per_generation (by default gradient_accumulation_steps)."
+        )
 
 
 def has_signal(rewards: Tensor) -> bool:
@@ -162,17 +196,18 @@ def fill_rollout(
     trains on, others get its last ones.
 
     Args:
-        generate: makes a number of new groups on this process; called on all processes at once.
-        keep: whether a group has a signal.
-        gather_flags: every process's flags in one list, by process.
-        exchange: every process's groups in one list, by process.
-        rank, processes: which process this is, of how many.
-        groups_per_process: groups that a process trains on.
-        max_rounds: rounds, the first one included.
-        train_on_incomplete: fill up with groups without a signal after the last round, instead of an error.
+        generate (`Callable[[int], list[Group]]`): Makes a number of new groups on this process; called on all
+            processes at once.
+        keep (`Callable[[Group], bool]`): Whether a group has a signal.
+        gather_flags (`Callable[[list[bool]], list[bool]]`): Every process's flags in one list, by process.
+        exchange (`Callable[[list[Group]], list[Group]]`): Every process's groups in one list, by process.
+        rank, processes (`int`): Which process this is, of how many.
+        groups_per_process (`int`): Groups that a process trains on.
+        max_rounds (`int`): Rounds, the first one included.
+        train_on_incomplete (`bool`): Fill up with groups without a signal after the last round, instead of an error.
 
     Raises:
-        NoSignalError: after the last round, on all processes.
+        NoSignalError: After the last round, on all processes.
     """
     needed = groups_per_process * processes
     made: list[Group] = []  # of this process

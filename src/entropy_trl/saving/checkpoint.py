@@ -11,9 +11,11 @@ Beside what TRL saves, a checkpoint folder has
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import zipfile
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from entropy_trl.files import replacing
 from entropy_trl.saving.manifest import (
     MANIFEST,
     TRAINER_STATE,
@@ -40,6 +43,11 @@ logger = logging.getLogger(__name__)
 
 MicroBatch = dict[str, Any]
 
+#: What a run leaves in its folder beside its checkpoints.
+_TRACES = (
+    *(TRAINER_STATE, "training_args.bin", "*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_results.json"),
+    *("train_log.jsonl", "completions", "runs", "_token_records"),
+)
 _ZIP = b"PK\3\4"
 _WITHOUT_OPTIMIZER = (
     "{} has no optimizer state (`save_only_model`): the learning-rate schedule and the optimizer would start afresh, "
@@ -57,7 +65,7 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
     """Write a rollout, all of it or nothing.
 
     Args:
-        path (`Path`): the file; its folder is made if it is missing.
+        path (`Path`): The file; its folder is made if it is missing.
         step (`int`): TRL's count of micro-batches since the start of training.
         micro_batches (`list[dict]`): TRL's rollout buffer: tensors, and values that JSON can hold.
     """
@@ -67,18 +75,16 @@ def save_rollout(path: Path, step: int, micro_batches: list[MicroBatch]) -> None
         others.append({k: v for k, v in micro_batch.items() if not isinstance(v, torch.Tensor)})
         # Micro-batches are views of one tensor: a copy holds its own part only.
         tensors |= {f"{i}/{k}": v.detach().clone() for k, v in micro_batch.items() if isinstance(v, torch.Tensor)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
     header = {"step": step, "others": others, "sha256": _checksum(tensors)}
-    save_file(tensors, unfinished, metadata={"rollout": json.dumps(header)})
-    unfinished.rename(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"rollout": json.dumps(header)})
 
 
 def load_rollout(path: Path, device: torch.device) -> tuple[int, list[MicroBatch]]:
     """Read what [`save_rollout`] wrote: the step and the rollout buffer, its tensors on `device`.
 
     Raises:
-        ValueError: if the tensors are not those that were written.
+        ValueError: If the tensors are not those that were written.
     """
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["rollout"])
@@ -113,11 +119,11 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     for i, checkpoint in reversed(list(enumerate(checkpoints))):
         problem = why_incomplete(checkpoint)
         if problem is not None:
-            _warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
+            warn_once(f"{checkpoint} is passed over: {problem}. {how_to_accept(checkpoint)}.")
             continue
         if higher := [c for c in checkpoints[:i] if _step(c) > _step(checkpoint)]:
             names = ", ".join(f"{c.name} ({_run_of(c)})" for c in higher)
-            _warn_once(
+            warn_once(
                 f"{checkpoint} ({_run_of(checkpoint)}) was saved last. Passed over, because they were saved before "
                 f"it: {names}. Name one of them to resume from it."
             )
@@ -129,13 +135,13 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
     """The checkpoint that `resume_from_checkpoint` means, checked; `None` for a new run.
 
     Args:
-        choice (`str`, `bool` or `None`): a checkpoint folder, `True` for the newest complete one in `output_dir`, or
+        choice (`str`, `bool` or `None`): A checkpoint folder, `True` for the newest complete one in `output_dir`, or
             `"auto"` for that one if there is one, and a new run if there is none.
-        output_dir (`str` or `Path`): the run's folder.
-        layout (`Layout`): of the run that is to go on.
+        output_dir (`str` or `Path`): The run's folder.
+        layout ([`Layout`]): Layout of the run that is to go on.
 
     Raises:
-        ValueError: if there is no complete checkpoint, the one named is not complete, or the run cannot go on from it
+        ValueError: If there is no complete checkpoint, the one named is not complete, or the run cannot go on from it
             with this layout.
     """
     if choice is None or choice is False:
@@ -157,7 +163,10 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         if (checkpoint / MANIFEST).exists():
             problem, remedy = why_incomplete(checkpoint), f" {how_to_accept(checkpoint)}."
         else:
-            _warn_once(f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone.")
+            warn_once(
+                f"{checkpoint} has no {MANIFEST}: whether it is complete is judged by its files alone, and options "
+                "that you changed are not named."
+            )
             problem, remedy = _why_unreadable(checkpoint), ""
         if problem is not None:
             raise ValueError(f"resume_from_checkpoint: {choice!r} is not complete: {problem}.{remedy}")
@@ -166,7 +175,7 @@ def checkpoint_to_resume(choice: str | bool | None, output_dir: str | Path, layo
         problem = _WITHOUT_OPTIMIZER.format(checkpoint)
         if choice is True or choice == "auto":
             raise ValueError(f"resume_from_checkpoint: {problem}, or name it.")
-        _warn_once(f"{problem}. It goes on all the same, because you named it.")
+        warn_once(f"{problem}. It goes on all the same, because you named it.")
     return checkpoint
 
 
@@ -176,10 +185,10 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, newest: 
     A checkpoint without a manifest, as stock TRL writes it, or with an edited file is not broken.
 
     Args:
-        output_dir (`str` or `Path`): the run's folder.
-        limit (`int`, *optional*): how many to keep; `None` or 0 keeps all.
-        best (`str`, *optional*): the best checkpoint, which is never deleted.
-        newest (`Path`, *optional*): the checkpoint just written, which is never deleted. By default the youngest one.
+        output_dir (`str` or `Path`): The run's folder.
+        limit (`int`, *optional*): How many to keep; `None` or 0 keeps all.
+        best (`str`, *optional*): The best checkpoint, which is never deleted.
+        newest (`Path`, *optional*): The checkpoint just written, which is never deleted. By default the youngest one.
     """
     if limit is None or limit <= 0:
         return
@@ -194,21 +203,41 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, newest: 
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def warn_of_another_run(output_dir: str | Path) -> None:
-    """Name the run whose checkpoints lie where a new run is about to write its own."""
-    checkpoints = sorted(_checkpoints(output_dir), key=_saved_at)
-    if checkpoints:
-        _warn_once(
-            f"{output_dir} already holds checkpoints of another run ({checkpoints[-1].name} is the last; "
-            f"{_run_of(checkpoints[-1])}): this new run overwrites those of the same steps, and save_total_limit "
-            "deletes the others. Choose another output_dir to keep them, or resume with resume_from_checkpoint true."
+def warn_of_another_run(output_dir: str | Path, resumed: Path | None = None) -> None:
+    """Name in one line the other run that lies where a run is about to write.
+
+    Args:
+        output_dir (`str` or `Path`): The run's folder.
+        resumed (`Path`, *optional*): The checkpoint that the run goes on from. Its own run is not another one.
+    """
+    folder = Path(output_dir)
+    checkpoints = sorted(_checkpoints(folder), key=_saved_at)
+    inside = resumed is not None and resumed.resolve().parent == folder.resolve()
+    if resumed is not None:
+        run = _run_of(resumed)
+        checkpoints = [c for c in checkpoints if _run_of(c) != run]
+        if inside:  # one that was cut off names no run, and is this run's own
+            checkpoints = [c for c in checkpoints if _step(c) > _step(resumed) and not (c / UNFINISHED).exists()]
+    found = [f"{checkpoints[-1].name} is its last checkpoint, {_run_of(checkpoints[-1])}"] if checkpoints else []
+    if not inside and folder.is_dir():
+        traces = sorted(path.name for path in folder.iterdir() if any(fnmatch(path.name, trace) for trace in _TRACES))
+        found += [", ".join(traces[:4]) + (f" and {len(traces) - 4} more" if len(traces) > 4 else "")] if traces else []
+    if found:
+        warn_once(
+            f"{output_dir} already holds another run ({'; '.join(found)}): this run overwrites files of the same "
+            "names and checkpoints of the same steps, and save_total_limit deletes older ones. Choose another "
+            "output_dir to keep them" + ("." if resumed else ", or resume with resume_from_checkpoint true.")
         )
 
 
 @cache
-def _warn_once(message: str) -> None:
-    """The command line checks a checkpoint before the model is loaded, and the trainer does again."""
-    logger.warning(message)
+def warn_once(message: str) -> None:
+    """Warn on the first rank, and the first time: the command line checks a checkpoint, and the trainer again.
+
+    There is no process group yet, so the launcher's number tells the rank.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(message)
 
 
 def _step(checkpoint: Path) -> int:
@@ -299,7 +328,7 @@ def _check_layout(checkpoint: Path, layout: Layout) -> None:
     elif (checkpoint / "latest").exists() and saved.processes != layout.processes:
         problem = "DeepSpeed's shards are for that number of processes. Resume with the same"
     else:
-        _warn_once(
+        warn_once(
             f"{checkpoint} was saved with {saved}; now it is {layout}. The run goes on with the same prompts in the "
             "same steps; random numbers of the processes (sampling) are not those of a run that was not interrupted."
         )

@@ -38,9 +38,9 @@ def make_repository(args: TrainingArguments, token: str | None = None) -> str:
     """Makes the repository that a run is pushed to, unless it is there, and returns its id.
 
     Raises:
-        PushMistake: only the user can put it right: no token or a wrong one, no right to write, an impossible name,
+        PushMistake: Only the user can put it right: no token or a wrong one, no right to write, an impossible name,
             offline mode.
-        httpx.HTTPError, OSError, json.JSONDecodeError: the Hub cannot be reached, or does not do its work now.
+        httpx.HTTPError, OSError, json.JSONDecodeError: The Hub cannot be reached, or does not do its work now.
     """
     limit_waiting()
     api = hf_api()

@@ -18,6 +18,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from entropy_trl._version import __version__
+from entropy_trl.files import PART, sync, write_json
 
 
 MANIFEST = "manifest.json"
@@ -78,8 +79,8 @@ class Run:
     """The run that a checkpoint belongs to. A resumed run keeps its identity.
 
     Args:
-        id (`str`): a random name.
-        started (`float`): when it began, seconds since 1970.
+        id (`str`): A random name.
+        started (`float`): When it began, seconds since 1970.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -89,13 +90,20 @@ class Run:
         return f"run {self.id}, begun {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.started))}"
 
 
-def write_manifest(checkpoint: Path, layout: Layout, inside_rollout: bool, run: Run | None = None) -> None:
+def write_manifest(
+    checkpoint: Path,
+    layout: Layout,
+    inside_rollout: bool,
+    run: Run | None = None,
+    options: dict[str, Any] | None = None,
+) -> None:
     """Declare a checkpoint complete, with all of it on the disk. Call it when every process has written its files."""
     manifest = {
         "entropy_trl": __version__,
         "layout": asdict(layout),
         "inside_rollout": inside_rollout,
         "run": asdict(run or Run()),
+        "options": options or {},
         "saved_at": time.time(),
     }
     _write(checkpoint, manifest)
@@ -106,8 +114,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, checked.
 
     Raises:
-        FileNotFoundError: if there is none.
-        DamagedManifest: if it is not what was written.
+        FileNotFoundError: If there is none.
+        DamagedManifest: If it is not what was written.
     """
     text = (checkpoint / MANIFEST).read_bytes()
     try:
@@ -123,6 +131,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     files, layout, digests = (manifest.get(key, {}) for key in ("files", "layout", "digests"))
     run = manifest.setdefault("run", {"id": "unknown", "started": 0.0})
     saved_at = manifest.setdefault("saved_at", 0.0)
+    options = manifest.setdefault("options", {})
     valid = (
         isinstance(files, dict)
         and all(type(size) is int and _is_inside(name) for name, size in files.items())
@@ -136,6 +145,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         and type(run["started"]) is float
         and isinstance(run["id"], str)
         and type(saved_at) is float
+        and isinstance(options, dict)
     )
     if not valid:
         raise DamagedManifest(f"its {MANIFEST} cannot be read")
@@ -199,25 +209,18 @@ def _write(checkpoint: Path, manifest: dict[str, Any]) -> None:
     sizes, digests = {}, {}
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
-        if path.is_file() and name not in (MANIFEST, f"{MANIFEST}.part", UNFINISHED):
+        if path.is_dir():
+            sync(path)
+        elif path.is_file() and name not in (MANIFEST, UNFINISHED) and path.suffix != PART:
             # Opened, not only looked up: a network file system then asks for the size that the file really has.
             with path.open("rb") as file:
                 sizes[name] = file.seek(0, 2)
                 os.fsync(file.fileno())
             digests[name] = file_digest(path)
     manifest |= {"files": sizes, "digests": digests}
-    part = checkpoint / f"{MANIFEST}.part"
-    with part.open("w") as file:
-        file.write(json.dumps(manifest | {"checksum": _checksum(manifest)}, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(checkpoint / MANIFEST)
-    for folder in (checkpoint, checkpoint.parent):  # their entries are on the disk only after this
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(checkpoint)
+    write_json(checkpoint / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+    sync(checkpoint.parent)
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

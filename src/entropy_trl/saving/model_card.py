@@ -13,12 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_trl._version import __version__
-from entropy_trl.analysis.law import fit_law
+from entropy_trl.analysis.law.points import Points
+from entropy_trl.analysis.law.result import law_of
+from entropy_trl.analysis.logs.runs import Run
+from entropy_trl.analysis.tables import markdown_table, number, spread
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.controls import Chain
 from entropy_trl.controls.base import SELECTED_TOKENS
@@ -44,9 +48,11 @@ def write_card(
     """Writes the card and its figure into `args.output_dir`, each in one move, so that a reader sees a whole file.
 
     Args:
-        args (`GRPOConfig`): the run's configuration.
+        args (`GRPOConfig`): The run's configuration.
         write_base_card (`Callable`): TRL's card writing, which saves to `args.output_dir`.
-        state, hub_model_id, model: as in [`extend_card`].
+        state (`TrainerState`): The run's progress and log.
+        hub_model_id (`str`, *optional*): The repository, once there is one.
+        model (`PreTrainedModel` or `PeftModel`): The policy.
     """
     run = args.output_dir
     folder = Path(str(run))
@@ -74,11 +80,11 @@ def extend_card(folder: Path, args: GRPOConfig, state: TrainerState, hub_model_i
     A run of a plain `GRPOConfig` keeps TRL's card, but for what TRL says of a base model or repository called `None`.
 
     Args:
-        folder (`Path`): where the card is. [`write_card`] moves it to the run's folder when it is complete.
-        args (`GRPOConfig`): the run's configuration.
-        state (`TrainerState`): its progress and log.
-        hub_model_id (`str`, *optional*): the repository, once there is one.
-        model (`PreTrainedModel` or `PeftModel`): the policy.
+        folder (`Path`): Where the card is. [`write_card`] moves it to the run's folder when it is complete.
+        args (`GRPOConfig`): The run's configuration.
+        state (`TrainerState`): Its progress and log.
+        hub_model_id (`str`, *optional*): The repository, once there is one.
+        model (`PreTrainedModel` or `PeftModel`): The policy.
     """
     path = folder / "README.md"
     card = ModelCard.load(path)
@@ -119,7 +125,7 @@ def _sections(folder: Path, args: CovGRPOConfig, control: Any, adapter: Any, sta
     else:
         what = (type(control).__doc__ or "").splitlines()[0]
         yield f"`{args.entropy_control}`. {what}"
-    yield _table(("Setting", "Value"), _settings(args, control, adapter, state))
+    yield markdown_table(("Setting", "Value"), list(_settings(args, control, adapter, state)))
 
     reward_name = "dynamic_sampling/reward" if args.dynamic_sampling else "reward"
     points = _points(state.log_history, reward_name)
@@ -178,11 +184,6 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
 def _points(log: Iterable[dict[str, Any]], reward_name: str) -> list[_Point]:
     """The logged steps that have both numbers. Of a step that was logged twice, by a resumed run, the last counts."""
     points = {}
@@ -205,11 +206,9 @@ def _curve(folder: Path, points: Sequence[_Point], all_completions: bool) -> Ite
     else:
         (folder / FIGURE).unlink(missing_ok=True)  # of an earlier run in the same folder
     yield summary
-    count = min(TABLE_ROWS, len(points))
-    chosen = [points[round(i * (len(points) - 1) / max(count - 1, 1))] for i in range(count)]
-    yield _table(
+    yield markdown_table(
         ("Update", "Entropy (nats a token)", "Reward"),
-        [(str(point.step), f"{point.entropy:.4g}", f"{point.reward:.4g}") for point in chosen],
+        [(str(p.step), number(p.entropy, ".4g"), number(p.reward, ".4g")) for p in spread(points, TABLE_ROWS)],
     )
     if all_completions:
         yield "The reward is that of all generated completions, before dynamic sampling chooses among them."
@@ -234,15 +233,17 @@ def _draw(points: Sequence[_Point], path: Path) -> None:
 
 def _law(points: Sequence[_Point]) -> str:
     """The fit of `R = -a exp(H) + b` to the logged steps, or why there is none."""
+    steps, entropy, reward = (np.array([point[i] for point in points]) for i in range(3))
     try:
-        fit = fit_law([point.entropy for point in points], [point.reward for point in points])
+        law = law_of(Run("this run"), Points(steps, entropy, reward, "entropy", "reward"))
     except ValueError as error:
         return f"`R = -a exp(H) + b` is not fitted to this run: {error}"
+    fit = law.fit
     numbers = f"a = {fit.a:.4g}, b = {fit.b:.4g}"
     quality = f"{fit.points} logged steps, R² = {fit.r2:.2f}" if math.isfinite(fit.r2) else f"{fit.points} logged steps"
     ceiling = f"{fit.ceiling:.4g}"
     try:
-        inference = fit.inference()
+        inference = law.inference
     except ImportError as error:
         interval = f"without an interval: {error}"
     else:
@@ -257,4 +258,5 @@ def _law(points: Sequence[_Point]) -> str:
         "`R = -a exp(H) + b` (arXiv 2505.22617, Eq. 6), with R the training reward and H the policy entropy, fitted to "
         f"this run: {numbers} ({quality}). At zero entropy that is a reward of {ceiling} ({interval}). It describes "
         "this run on its training prompts, and is no promise for longer training."
+        + "".join(f" Note: {note}" for note in law.notes)
     )

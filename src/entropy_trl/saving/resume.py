@@ -6,15 +6,20 @@ TRL saves no rollout, and makes a new one where it goes on in the middle of one:
 import json
 import logging
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.data_loader import DataLoaderShard
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.training_args import OptimizerNames
 
 from entropy_trl.config import CovGRPOConfig
 from entropy_trl.files import write_text
@@ -26,7 +31,10 @@ from entropy_trl.saving.checkpoint import (
     save_rollout,
     warn_of_another_run,
 )
+from entropy_trl.saving.data_draws import WatchedReads, draws_file, save_random_state, warn_of_workers
 from entropy_trl.saving.manifest import MANIFEST, TRAINER_STATE, UNFINISHED, Layout, Run, read_manifest, write_manifest
+from entropy_trl.saving.options import recorded_options, warn_nothing_left, warn_of_other_data, warn_of_other_options
+from entropy_trl.saving.shards import check_shards, save_shard_sample
 from entropy_trl.saving.uploads import PushingTrainer
 from entropy_trl.saving.weights import restore_weights
 
@@ -66,12 +74,21 @@ def _let_torch_load_to_numbered_cpus() -> None:
 class ResumingTrainer(PushingTrainer):
     """TRL's GRPOTrainer with complete checkpoints, and an exact resume of everything in `_stateful`."""
 
+    data_collator: Callable[[list[Any]], Any]
+
     def __init__(self, *args, **kwargs):
         self._stateful: list[Stateful] = []
         self._resumed: Path | None = None  # the checkpoint that the run goes on from
         self._run = Run()
         self._save_total_limit: int | None = None  # while transformers, which would apply it too early, must not see it
         super().__init__(*args, **kwargs)
+        # Workers read with random generators of their own, and their collator must be picklable.
+        self._reads: WatchedReads | None = None
+        if self._keeps_rollout and self.args.dataloader_num_workers == 0:
+            self._reads = WatchedReads(self.data_collator)
+            self.data_collator = self._reads
+        self._loader: DataLoader[Any] | None = None  # of a run that resumes, until it reads
+        self._random_state_is_restored = False
 
     @property
     def _keeps_rollout(self) -> bool:
@@ -88,14 +105,18 @@ class ResumingTrainer(PushingTrainer):
                 otherwise starts from the beginning.
 
         Raises:
-            ValueError: if there is no complete checkpoint, or the run cannot go on from it as it is configured now.
+            ValueError: If there is no complete checkpoint, or the run cannot go on from it as it is configured now.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, Layout.of(self.args))
         self._resumed, self._run = checkpoint, Run()
+        self._loader, self._random_state_is_restored = None, False
         if checkpoint is not None and (checkpoint / MANIFEST).exists():
             self._run = Run(**read_manifest(checkpoint)["run"])
-        elif checkpoint is None and self.is_world_process_zero():
-            warn_of_another_run(self.args.output_dir)
+        if self.is_world_process_zero():
+            warn_of_another_run(self.args.output_dir, checkpoint)
+            if checkpoint is not None:
+                warn_of_other_options(checkpoint, self.args)
+                warn_of_other_data(checkpoint, self._data_facts)
         for part in self._stateful:
             part.reset()
         if self._keeps_rollout:
@@ -114,6 +135,56 @@ class ResumingTrainer(PushingTrainer):
             for _ in range(steps // math.ceil(micro_batches / self.args.gradient_accumulation_steps)):
                 torch.randperm(sampler.num_samples, generator=sampler.generator)
         return sampler
+
+    # transformers makes one more step where a run resumes at its end.
+    def _run_epoch(self, *args, **kwargs):
+        finished = self.state.global_step >= self.state.max_steps
+        if self._resumed is None or not self._keeps_rollout or not finished:
+            super()._run_epoch(*args, **kwargs)
+            return
+        self.control.should_training_stop = True
+        if self.is_world_process_zero():
+            warn_nothing_left(self._resumed, self.state.global_step, self.state.max_steps)
+
+    # Where a run resumes, its loader must not draw from torch's generator as it begins: the first read does.
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        self._loader = None
+        if self._resumed is None or not self._keeps_rollout:
+            return loader
+        if self._reads is None:
+            warn_of_workers(self.train_dataset)
+        elif isinstance(loader, DataLoaderShard):
+            self._loader = loader.base_dataloader
+            if not isinstance(self.train_dataset, IterableDataset):
+                self._loader.generator = torch.Generator()
+        return loader
+
+    # transformers calls this before the first read at the start of an epoch, and after the first step's reads else.
+    def _load_rng_state(self, checkpoint):
+        if self._random_state_is_restored:
+            self._random_state_is_restored = False
+            return
+        if self._loader is not None:
+            self._loader.generator, self._loader = None, None
+        super()._load_rng_state(checkpoint)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        reads, loader, checkpoint = self._reads, self._loader, self._resumed
+        if reads is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._loader = None
+        streams = isinstance(self.train_dataset, IterableDataset)
+        resumes = loader is not None and checkpoint is not None  # in the middle of an epoch
+        if loader is not None and checkpoint is not None and not streams:
+            loader.generator = None  # the loader that skips has its own
+            file = draws_file(checkpoint, self.accelerator.process_index)
+            reads.resume(file, partial(self._load_rng_state, checkpoint))
+        samples = super().get_batch_samples(reads.watch(epoch_iterator), num_batches, device)
+        if resumes and streams:
+            reads.warn_if_random("a stream is read again from its start")
+        self._random_state_is_restored = resumes and not streams
+        return samples
 
     # An older checkpoint is deleted only when all processes have written all of the new one.
     def _save_checkpoint(self, model, trial):
@@ -142,11 +213,21 @@ class ResumingTrainer(PushingTrainer):
                 save_rollout(path, self._step, self._buffered_inputs)
             else:
                 path.unlink(missing_ok=True)  # of an earlier run
+            drawn = None if self._reads is None else self._reads.state_to_keep
+            path = draws_file(folder, self.accelerator.process_index)
+            if drawn is not None:
+                save_random_state(path, drawn)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier run
+        if self._is_sharded:
+            processes = self.accelerator.num_processes
+            save_shard_sample(self._own_model, folder, self.accelerator.process_index, processes)
         if self._reference is not None and self.args.should_save:
             save_model(self._reference, str(folder / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, Layout.of(self.args), inside_rollout, self._run)
+            options = recorded_options(self.args) | self._data_facts
+            write_manifest(folder, Layout.of(self.args), inside_rollout, self._run, options)
             if not self._is_pushing:  # a checkpoint that is on its way to the Hub stays until the next save
                 rotate(run, limit, self.state.best_model_checkpoint, folder)
         if self.args.push_to_hub:
@@ -162,6 +243,21 @@ class ResumingTrainer(PushingTrainer):
         finally:
             if hidden is not None:
                 self.args.save_total_limit = None
+
+    @property
+    def _data_facts(self) -> dict[str, Any]:
+        """What is trained on, beside the options."""
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
+        return {"train_rows": rows, "reward_funcs": list(self.reward_func_names)}
+
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def _own_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
 
     @property
     def _reference(self) -> nn.Module | None:
@@ -194,7 +290,12 @@ class ResumingTrainer(PushingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         if self.args.device.type == "cpu" and self.args.device.index is not None:
             _let_torch_load_to_numbered_cpus()
+        fields = [] if self.optimizer is None else [set(group) for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._check_optimizer(fields)
+        if checkpoint is not None and self._is_sharded:
+            processes = self.accelerator.num_processes
+            check_shards(self._own_model, Path(checkpoint), self.accelerator.process_index, processes)
         if checkpoint is not None:
             self._load_reference(Path(checkpoint))
         if not self._keeps_rollout or checkpoint is None:
@@ -214,6 +315,17 @@ class ResumingTrainer(PushingTrainer):
                 "by an earlier version with the control off): a new rollout is made, and the run differs from one that "
                 "was not interrupted."
             )
+
+    def _check_optimizer(self, fields: list[set[str]]) -> None:
+        """Refuse the state of another kind of optimizer: torch loads it, and fails in the first step, if at all."""
+        for expected, group in zip(fields, self.optimizer.param_groups, strict=False):
+            if missing := sorted(expected - group.keys()):
+                optim = OptimizerNames(self.args.optim).value
+                raise ValueError(
+                    f"{self._resumed} has the state of another optimizer than {optim} (it has no "
+                    f"{', '.join(missing)}). Keep the optimizer of the run that saved it, or start a new run from its "
+                    "weights (model_name_or_path)."
+                )
 
     def _lies_inside_rollout(self, checkpoint: Path) -> bool:
         if (checkpoint / MANIFEST).exists():

@@ -4,6 +4,8 @@ What goes wrong at the Hub is a warning. Only what the user alone can put right 
 """
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,32 @@ from entropy_trl.saving.hub import (
 )
 from entropy_trl.saving.manifest import MANIFEST
 from entropy_trl.saving.model_card import write_card
+from entropy_trl.trl_compat import adapt_trl
 
 
 logger = logging.getLogger(__name__)
+
+adapt_trl()
+
+
+#: In a run's folder, what TensorBoard and TRL (`log_completions`) add to while an upload reads it.
+GROWING = ("runs/*", "completions/*")
+
+
+@contextmanager
+def _without_growing_files() -> Iterator[None]:
+    """Let transformers begin uploads without the logs that grow. It has no option for what an upload leaves out."""
+    api = hf_api()
+    upload_folder = api.upload_folder
+
+    def upload_less(*, ignore_patterns: Sequence[str] = (), **options: Any) -> Any:
+        return upload_folder(ignore_patterns=[*ignore_patterns, *GROWING], **options)
+
+    vars(api)["upload_folder"] = upload_less  # of this object, in front of the method of its class
+    try:
+        yield
+    finally:
+        del vars(api)["upload_folder"]
 
 
 class PushingTrainer(GRPOTrainer):
@@ -72,8 +97,8 @@ class PushingTrainer(GRPOTrainer):
         warns, with the command that uploads the same later, and is listed in `hub_failures`.
 
         Returns:
-            `CommitInfo`, or its `Future` if not `blocking`. `None` if the upload failed, and on all processes but the
-            first.
+            `CommitInfo`, `Future` or `None`: The commit, or its future if not `blocking`. `None` if the upload failed,
+            and on all processes but the first.
         """
         if self.is_world_process_zero():
             limit_waiting()
@@ -106,7 +131,8 @@ class PushingTrainer(GRPOTrainer):
             self._finish_current_push()
         self._write_card()
         known = set() if self.push_in_progress is None else set(self.push_in_progress.jobs)
-        super()._push_from_checkpoint(checkpoint_folder)
+        with _without_growing_files():
+            super()._push_from_checkpoint(checkpoint_folder)
         jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
         in_repo = "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
         sources = (("", Path(self.args.output_dir)), (in_repo, folder))

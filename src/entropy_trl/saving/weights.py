@@ -7,6 +7,7 @@ subfolders are read: training would go on from other weights.
 
 import json
 import logging
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 
 
 if TYPE_CHECKING:
@@ -29,15 +37,15 @@ logger = logging.getLogger(__name__)
 def restore_weights(model: nn.Module, checkpoint: Path) -> None:
     """Make sure that an unsharded model has a checkpoint's weights, after transformers restored them.
 
-    Compares all names, and of each tensor the first, middle and last row, with the safetensors files, and loads what
-    differs. Other formats are left to transformers.
+    Compares all names, and of each tensor the first, middle and last row, with the safetensors or `.bin` files, and
+    loads what differs.
 
     Args:
-        model (`nn.Module`): the model, unwrapped; a [`~peft.PeftModel`] gets its adapters.
-        checkpoint (`Path`): the checkpoint folder.
+        model (`nn.Module`): The model, unwrapped; a [`~peft.PeftModel`] gets its adapters.
+        checkpoint (`Path`): The checkpoint folder.
 
     Raises:
-        ValueError: if the model does not have the weights of the files after that.
+        ValueError: If the model does not have the weights of the files after that.
     """
     if is_peft_model(model):
         _restore_adapters(model, checkpoint)
@@ -79,10 +87,15 @@ def _restore_adapters(model: "PeftModel", checkpoint: Path) -> None:
 
     # PEFT saves the adapter "default" in the folder itself, and others in subfolders of their names.
     for name in model.peft_config:
-        file = (checkpoint if name == "default" else checkpoint / name) / ADAPTER_SAFE_WEIGHTS_NAME
-        if not file.exists():
+        folder = checkpoint if name == "default" else checkpoint / name
+        if (folder / ADAPTER_SAFE_WEIGHTS_NAME).exists():
+            saved = load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME)
+        elif (folder / ADAPTER_WEIGHTS_NAME).exists():
+            saved = _load_bin(folder / ADAPTER_WEIGHTS_NAME)
+        elif name in model.active_adapters:  # a checkpoint of a run without adapters
+            raise ValueError(_refusal(checkpoint, [f"it has no adapter {name!r}"]))
+        else:
             continue
-        saved = load_file(file)
         if _differing(model, name, saved):
             set_peft_model_state_dict(model, saved, adapter_name=name)
         if different := _differing(model, name, saved):
@@ -97,16 +110,28 @@ def _differing(model: "PeftModel", adapter: str, saved: dict[str, Tensor]) -> li
 
 
 def _weight_files(checkpoint: Path) -> list[Path]:
-    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
-    if index.exists():
-        return [checkpoint / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    file = checkpoint / SAFE_WEIGHTS_NAME
-    return [file] if file.exists() else []
+    for name, index_name in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        index = checkpoint / index_name
+        if index.exists():
+            return [checkpoint / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if (checkpoint / name).exists():
+            return [checkpoint / name]
+    return []
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    """A file of `torch.save`, without reading more of it than is used if its format allows that. Runs no code of it."""
+    loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    return loaded
 
 
 def _samples(files: list[Path]) -> Iterator[tuple[str, list[Tensor]]]:
     """Each tensor's name, and its first, middle and last row."""
     for path in files:
+        if path.suffix == ".bin":
+            for name, tensor in _load_bin(path).items():
+                yield name, _sample(tensor)
+            continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # not a mapping
                 part = file.get_slice(name)

@@ -25,11 +25,11 @@ def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor, ranks: Ran
     Args:
         logps (`Tensor` of shape (B, T)): `logp_i`, nats. Any value at padding. No gradient flows through the result.
         advantages (`Tensor` of shape (B, 1) or (B, T)): `A_i`, before any division by token counts.
-        mask (`Tensor` of shape (B, T), bool): the valid tokens.
-        ranks (`Ranks`, *optional*): the processes that share the pool. Communication: 4 numbers of 8 bytes.
+        mask (`Tensor` of shape (B, T), bool): The valid tokens.
+        ranks ([`Ranks`], *optional*): The processes that share the pool. Communication: 4 numbers of 8 bytes.
 
     Returns:
-        `Tensor` of shape (B, T), nats times advantage, 0 at padding; float32, or float64 for float64 log-probs.
+        `Tensor` of shape (B, T): Nats times advantage, 0 at padding; float32, or float64 for float64 log-probs.
     """
     dtype = torch.promote_types(logps.dtype, torch.float32)
     zero = logps.new_zeros((), dtype=dtype)
@@ -67,15 +67,15 @@ def covariance_metrics(
     """The pool's covariance as sums and counts: overall, of the selected tokens, and by quantile (Table 1).
 
     Args:
-        covariance (`Tensor` of shape (B, T)): from [`token_covariance`].
-        mask (`Tensor` of shape (B, T), bool): the valid tokens.
-        selected (`Tensor` of shape (B, T), bool): the tokens that a control restrains.
-        ranks (`Ranks`, *optional*): the processes that share the pool. Communication: see [`top_sums`].
+        covariance (`Tensor` of shape (B, T)): From [`token_covariance`].
+        mask (`Tensor` of shape (B, T), bool): The valid tokens.
+        selected (`Tensor` of shape (B, T), bool): The tokens that a control restrains.
+        ranks ([`Ranks`], *optional*): The processes that share the pool. Communication: see [`top_sums`].
 
     Returns:
-        `cov_mean`, `cov_selected_mean`, `selected_fraction` and, for each `q` of `TABLE_1_FRACTIONS`, `cov_top_<q>`:
-        the mean covariance of the `floor(q * N)` (at least one) tokens with the highest covariance. This process's
-        part: sums and counts add up to the pool's.
+        `dict[str, MetricSum]`: `cov_mean`, `cov_selected_mean`, `selected_fraction` and, for each `q` of
+        `TABLE_1_FRACTIONS`, `cov_top_<q>`: the mean covariance of the `floor(q * N)` (at least one) tokens with the
+        highest covariance. This process's part: sums and counts add up to the pool's.
     """
     values = covariance[mask]
     tokens, selected_tokens = mask.count_nonzero(), selected.count_nonzero()

@@ -35,7 +35,7 @@ def token_regions(logps: Tensor, entropies: Tensor, advantages: Tensor, mask: Te
         logps (`Tensor` of shape (B, T)): `ln p` of the tokens under the current policy, nats.
         entropies (`Tensor` of shape (B, T)): `H` of their distributions, nats.
         advantages (`Tensor` of shape (B, 1) or (B, T)): `A`.
-        mask (`Tensor` of shape (B, T), bool): the valid tokens.
+        mask (`Tensor` of shape (B, T), bool): The valid tokens.
 
     Returns:
         `Tensor` of shape (B, T), int8: 1 to 4 for `REGIONS`, 0 for none and at padding.
@@ -63,12 +63,12 @@ def entropy_change(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     (arXiv 2602.03392, Theorem 3.3). Times the step `eta` on the logits it is the change in nats.
 
     Args:
-        logits (`Tensor` of shape (..., V)): of the next-token distributions.
-        tokens (`Tensor` of shape (...), int64): the sampled tokens.
+        logits (`Tensor` of shape (..., V)): Logits of the next-token distributions.
+        tokens (`Tensor` of shape (...), int64): The sampled tokens.
         weights (`Tensor` of shape (...)): `w`.
 
     Returns:
-        `Tensor` of shape (...).
+        `Tensor` of shape (...): The change of each distribution's entropy.
     """
     logps = logits.log_softmax(-1)
     probabilities = logps.exp()
@@ -106,11 +106,11 @@ def region_metrics(batch: TokenBatch, weights: Tensor | None = None) -> dict[str
       ([`estimated_entropy_change`]).
 
     Args:
-        batch ([`TokenBatch`]): the tokens, with their entropies; the advantages before any edit.
+        batch ([`TokenBatch`]): The tokens, with their entropies; the advantages before any edit.
         weights (`Tensor` of shape (B, T), *optional*): `w`. Defaults to that of the unclipped surrogate, `r A`.
 
     Raises:
-        ValueError: if the batch has no entropies.
+        ValueError: If the batch has no entropies.
     """
     if batch.entropies is None:
         raise ValueError("`region_metrics` needs the entropies of the tokens, which `batch.entropies` has not.")

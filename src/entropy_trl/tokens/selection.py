@@ -32,11 +32,11 @@ def selection_count(fraction: float, tokens: int) -> int:
     57,999.999. It is the largest count `n` with `n / tokens <= fraction`.
 
     Args:
-        fraction (`float`): in (0, 1].
-        tokens (`int`): tokens in the pool.
+        fraction (`float`): Share of the tokens, in (0, 1].
+        tokens (`int`): Tokens in the pool.
 
     Returns:
-        `int`: the count, at most `tokens`.
+        `int`: The count, at most `tokens`.
     """
     fraction, tokens = float(fraction), int(tokens)
     count = math.floor(Fraction(fraction) * tokens)
@@ -56,14 +56,14 @@ def top_k_mask(
     processes.
 
     Args:
-        scores (`Tensor` of shape (B, T), floating or non-negative integer): what to rank; not NaN at eligible entries.
-        eligible (`Tensor` of shape (B, T), bool): entries that may be marked.
-        k (`int`): how many, over all processes.
-        row_ids (`Tensor` of shape (B,), int64, *optional*): identity of each row, below 2^31. Defaults to `0..B-1`.
-        ranks (`Ranks`, *optional*): the processes that share the pool.
+        scores (`Tensor` of shape (B, T), floating or non-negative integer): What to rank; not NaN at eligible entries.
+        eligible (`Tensor` of shape (B, T), bool): Entries that may be marked.
+        k (`int`): How many, over all processes.
+        row_ids (`Tensor` of shape (B,), int64, *optional*): Identity of each row, below 2^31. Defaults to `0..B-1`.
+        ranks ([`Ranks`], *optional*): The processes that share the pool.
 
     Returns:
-        `Tensor` of shape (B, T), bool.
+        `Tensor` of shape (B, T), bool: The marked entries.
     """
     if k == 0:
         return torch.zeros_like(eligible)
@@ -177,12 +177,12 @@ def draw_keys(row_ids: Tensor, positions: Tensor, seed: int) -> Tensor:
     not depend on how the rows are ordered, split into micro-batches or spread over processes.
 
     Args:
-        row_ids (`Tensor`, int64): row of each token.
-        positions (`Tensor`, int64, broadcastable with `row_ids`): position of each token in its row.
-        seed (`int`): seed of the draw; give each optimizer step its own.
+        row_ids (`Tensor`, int64): Row of each token.
+        positions (`Tensor`, int64, broadcastable with `row_ids`): Position of each token in its row.
+        seed (`int`): Seed of the draw; give each optimizer step its own.
 
     Returns:
-        `Tensor` of the broadcast shape, int64, uniform on [0, 2^63).
+        `Tensor` of the broadcast shape, int64: Uniform on [0, 2^63).
     """
     start = torch.tensor(seed & _MASK_63, dtype=torch.int64, device=row_ids.device)
     rows = _mix(_mix(start) + row_ids)
@@ -193,14 +193,14 @@ def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int, ranks: Ranks
     """Mark `min(n, eligible tokens)` eligible tokens of all `ranks`, drawn uniformly without replacement.
 
     Args:
-        eligible (`Tensor` of shape (B, T), bool): tokens that may be drawn.
-        row_ids (`Tensor` of shape (B,), int64): identity of each row, unique over all processes.
-        n (`int`): how many tokens, over all processes.
-        seed (`int`): seed of the draw (see [`draw_keys`]).
-        ranks (`Ranks`, *optional*): the processes that share the pool.
+        eligible (`Tensor` of shape (B, T), bool): Tokens that may be drawn.
+        row_ids (`Tensor` of shape (B,), int64): Identity of each row, unique over all processes.
+        n (`int`): How many tokens, over all processes.
+        seed (`int`): Seed of the draw (see [`draw_keys`]).
+        ranks ([`Ranks`], *optional*): The processes that share the pool.
 
     Returns:
-        `Tensor` of shape (B, T), bool.
+        `Tensor` of shape (B, T), bool: The marked entries.
     """
     drawn = torch.zeros_like(eligible)
     if n == 0:
@@ -215,16 +215,40 @@ def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int, ranks: Ranks
     return drawn
 
 
+def highest_values(values: Tensor, eligible: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> list[float]:
+    """Return the k-th highest eligible value for each `k`, over all `ranks`; infinite if there are fewer than `k`.
+
+    Args:
+        values (`Tensor` of shape (B, T), floating): The values; not NaN at eligible entries.
+        eligible (`Tensor` of shape (B, T), bool): Entries that count.
+        ks (`Sequence[int]`): Numbers from 1.
+        ranks ([`Ranks`], *optional*): The processes that share the pool.
+    """
+    values = values[eligible]
+    if not ranks.several:
+        top = values.topk(min(max(ks), values.numel())).values.tolist()
+        return [top[k - 1] if k <= len(top) else math.inf for k in ks]
+    count = int(ranks.sum(eligible.count_nonzero()))
+    keys, bits = _sortable(values)
+    found = []
+    for k, threshold in zip(ks, _kth_keys(keys, bits, ks, ranks)[0], strict=True):
+        at_least = values.where(keys >= threshold, math.inf)
+        lowest = ranks.min(torch.cat([at_least, at_least.new_tensor([math.inf])]).min())
+        found.append(float(lowest) if k <= count else math.inf)
+    return found
+
+
 def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> list[Tensor]:
     """The sum of the `k` highest values for each `k`, over this process's share of them.
 
     Args:
-        values (`Tensor` of shape (N,)): this process's values; with several processes of any number, none included.
-        ks (sequence of `int`): descending; each at most the number of values over all processes.
-        ranks (`Ranks`, *optional*): the processes that share the pool.
+        values (`Tensor` of shape (N,)): This process's values; with several processes of any number, none included.
+        ks (`Sequence[int]`): Numbers in descending order; each at most the number of values over all processes.
+        ranks ([`Ranks`], *optional*): The processes that share the pool.
 
     Returns:
-        One float64 scalar for each `k`. Summed over the processes it is the sum of the `k` highest values.
+        `list[Tensor]`: One float64 scalar for each `k`. Summed over the processes it is the sum of the `k` highest
+        values.
     """
     if not ranks.several:
         sums = []

@@ -38,25 +38,26 @@ class TokenBatch:
             draws depend on it alone. Defaults to `0..B-1`.
         clipped (`Tensor` of shape (B, T), bool, *optional*):
             Tokens that the loss's own ratio clip already leaves without gradient. Defaults to none.
-        seed (`int`, *optional*, defaults to 0):
+        seed (`int`, *optional*, defaults to `0`):
             Seed of this optimizer step's random draws.
         rounding (`float`, *optional*):
             How far two forward passes of one policy may differ in a log-probability, nats, relative to
-            `max(1, |logp|)`. Defaults to 8 machine epsilons of the dtype of `logps`.
-        ranks (`Ranks`, *optional*):
+            `max(1, |logp|)`: by rounding, or by dropout where that was measured to be more. Infinite while the policy
+            is still the one that scored the rollout. Defaults to 8 machine epsilons of the dtype of `logps`.
+        ranks ([`Ranks`], *optional*):
             The processes that the pool extends over, each with its own rows. Defaults to this one alone.
         entropies (`Tensor` of shape (B, T), *optional*):
             Entropy of the next-token distribution under the current policy, nats, no gradient. Always there in a
             micro-batch; in a pool where the control asks for it (`EntropyControl.scores_entropies`).
-        progress (`float`, *optional*, defaults to 0):
+        progress (`float`, *optional*, defaults to `0`):
             Share of the training's optimizer steps that are done, in [0, 1).
-        state (mapping of name to `float`, *optional*):
+        state (`Mapping[str, float]`, *optional*):
             The control's state at this step (`EntropyControl.next_state`); the same in the whole step.
-        shared (mapping of name to `Tensor`, *optional*):
+        shared (`Mapping[str, Tensor]`, *optional*):
             What `EntropyControl.select` found out about the whole pool ([`Selection`]).
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: If a shape does not fit.
     """
 
     logps: Tensor
@@ -120,16 +121,18 @@ class Selection:
     """The tokens that a control restrains in a pool.
 
     Args:
-        selected (`Tensor` of shape (B, T), bool): the tokens; never a padded one.
+        selected (`Tensor` of shape (B, T), bool): The tokens; never a padded one.
         covariance (`Tensor` of shape (B, T), *optional*): Eq. 10 of arXiv 2505.22617 over the pool; 0 at padding.
-        metrics (mapping of name to (sum, count)): what the control wants logged of the pool.
-        shared (mapping of name to `Tensor`): numbers of the whole pool, of all processes, that `edit` needs.
+        metrics (`Mapping[str, MetricSum]`, *optional*): What the control wants logged of the pool.
+        shared (`Mapping[str, Tensor]`, *optional*): Numbers of the whole pool, of all processes, that `edit` needs.
+        candidates (`int`, *optional*): Tokens of the pool, of all processes, that the control could choose from.
     """
 
     selected: Tensor
     covariance: Tensor | None = None
     metrics: Mapping[str, MetricSum] = field(default_factory=dict)
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    candidates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,9 @@ class TokenEdit:
     """What a control changes in the loss of one micro-batch. `None` leaves TRL's own value, bit for bit.
 
     Args:
-        advantages (`Tensor` of shape (B, T), *optional*): advantages for TRL's loss; no gradient flows into them.
-        penalty (`Tensor` of shape (B, T), *optional*): added to the per-token loss under the loss's own token weights.
-        metrics (mapping of name to (sum, count)): what the control wants logged of the micro-batch.
+        advantages (`Tensor` of shape (B, T), *optional*): Advantages for TRL's loss; no gradient flows into them.
+        penalty (`Tensor` of shape (B, T), *optional*): Added to the per-token loss under the loss's own token weights.
+        metrics (`Mapping[str, MetricSum]`, *optional*): What the control wants logged of the micro-batch.
     """
 
     advantages: Tensor | None = None

@@ -13,19 +13,26 @@ from typing import Any
 from markupsafe import Markup
 
 from entropy_trl._version import __version__
-from entropy_trl.analysis import figures, tokens
+from entropy_trl.analysis import figures
+from entropy_trl.analysis.covariance import tokens
+from entropy_trl.analysis.law.points import one_benchmark
+from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.analysis.pages import environment, style_sheet
-from entropy_trl.analysis.pairs import one_benchmark
-from entropy_trl.analysis.report import covariance, curves, law
+from entropy_trl.analysis.report import covariance, curves, law, verdicts
 from entropy_trl.analysis.report.page import Page, full_name
-from entropy_trl.analysis.report.values import NONE, flat, number, plain
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.report.state import state_of
+from entropy_trl.analysis.report.values import flat
+from entropy_trl.analysis.svg import PAGE_COLOURS
+from entropy_trl.analysis.tables import NONE, number, plain
+from entropy_trl.files import write_output
 
 
 SMOOTH = 5
 
+#: Groups that a title names.
+_TITLE_GROUPS = 4
 #: Settings that differ between any two runs and mean nothing; they are among all settings.
-_NAMES_OF_RUNS = ("output_dir", "logging_dir", "run_name", "hub_model_id")
+_NAMES_OF_RUNS = ("output_dir", "logging_dir", "run_name", "hub_model_id", "command")
 #: SVG's `stroke-dasharray` for matplotlib's line styles, in the legend.
 _DASHES = {"-": "none", "--": "6 3", "-.": "6 2 1.5 2", ":": "1.5 2.5"}
 
@@ -38,22 +45,27 @@ def write_report(
     reward: str | None = None,
     benchmark: str | None = None,
     smooth: int = SMOOTH,
+    unread: Sequence[str] = (),
 ) -> Path:
     """Write the report of some runs. Runs of one group are seeds: one line, the mean, with their range as a band.
 
     Args:
-        runs: From [`read_runs`](entropy_trl.analysis.runs.read_runs).
-        output: A folder for `report.html`, or the page itself, `NAME.html`. `NAME.json` and the folder `figures` go
-            beside it.
-        title: Of the page.
-        entropy: The metric to take as the entropy; by default the first known name that a run logged.
-        reward: The metric to take as the reward, in the curves and in the law. By default the curves have the training
-            reward, and the law the accuracy of an evaluation if there are enough.
-        benchmark: The evaluation data set, where TRL evaluated on several and logged all under the same names.
-        smooth: Logged points in the running mean of noisy training metrics; 1 for none.
+        runs (`Sequence[Run]`): The runs, from [`read_runs`](entropy_trl.analysis.logs.runs.read_runs).
+        output (`str | Path`): A folder for `report.html`, or the page itself, `NAME.html`. `NAME.json` and the folder
+            `figures` go beside it.
+        title (`str`, *optional*): Title of the page.
+        entropy (`str`, *optional*): The metric to take as the entropy; by default the first known name that a run
+            logged.
+        reward (`str`, *optional*): The metric to take as the reward, in the curves and in the law. By default the
+            curves have the training reward, and the law the accuracy of an evaluation if there are enough.
+        benchmark (`str`, *optional*): The evaluation data set, where TRL evaluated on several and logged all under the
+            same names.
+        smooth (`int`, *optional*, defaults to `SMOOTH`): Logged points in the running mean of noisy training metrics;
+            1 for none.
+        unread (`Sequence[str]`, *optional*): What could not be read, a sentence each: the page says it at its top.
 
     Returns:
-        The page.
+        `Path`: The page.
 
     Raises:
         ValueError: There are no runs, no run logged a metric that is asked for, a run has several evaluation data sets
@@ -73,11 +85,14 @@ def write_report(
     html = (
         environment()
         .get_template("page.html")
-        .render(_content(page, title), css=Markup(tokens.COMPLETION_CSS + style_sheet("page.css")), version=__version__)
+        .render(
+            _content(page, title, unread),
+            css=Markup(tokens.COMPLETION_CSS + style_sheet("page.css")),
+            version=__version__,
+        )
     )
-    file.write_text(html, encoding="utf-8")
-    numbers = json.dumps(plain(page.numbers), allow_nan=False)
-    file.with_suffix(".json").write_text(numbers + "\n", encoding="utf-8")
+    write_output(file, html)
+    write_output(file.with_suffix(".json"), json.dumps(plain(page.numbers, digits=6), allow_nan=False) + "\n")
     return file
 
 
@@ -87,28 +102,39 @@ def page_path(output: Path) -> Path:
 
 
 def check_metrics(runs: Sequence[Run], metrics: Iterable[str | None]) -> None:
-    """That each metric that is asked for was logged by a run.
+    """Check that a run logged each metric that is asked for, and that every run has something to draw.
 
     Raises:
-        ValueError: One was not; the error names the nearest metrics.
+        ValueError: A metric was not logged (the error names the nearest), or a run has none that is known.
     """
-    for metric in metrics:
-        if metric is not None and not any(metric in run.metrics for run in runs):
+    chosen = [metric for metric in metrics if metric is not None]
+    for metric in chosen:
+        if not any(metric in run.metrics for run in runs):
             runs[0].series(metric)
+    for run in runs:
+        if not curves.has_a_panel(run) and not set(chosen) & set(run.metrics):
+            logged = ", ".join(repr(name) for name in run.metrics[:8]) or "no numbers"
+            raise ValueError(
+                f"{str(run.path or run.name)!r} has no metric that is known here (it has {logged}): there is nothing "
+                "to draw. Name yours with --entropy METRIC or --reward METRIC."
+            )
 
 
-def _content(page: Page, title: str | None) -> dict[str, Any]:
+def _content(page: Page, title: str | None, unread: Sequence[str]) -> dict[str, Any]:
     """The variables of the template."""
-    page.numbers["title"] = title = title or "Run report: " + ", ".join(page.groups)
+    page.numbers["unread"] = list(unread)
+    page.numbers["title"] = title = title or _default_title(list(page.groups))
     sections = curves.sections(page)
     return {
         "title": title,
         "groups": page.styles,
         "dashes": _DASHES,
         "markers": {style.marker: figures.marker_outline(style.marker) for style in page.styles.values()},
-        "colours": figures.PAGE_COLOURS,
-        "states": _unfinished(page),
-        "findings": [figure for name, drawn in sections[:1] for figure in drawn[:4]],
+        "colours": PAGE_COLOURS,
+        "states": [*unread, *_unfinished(page)],
+        "verdicts": verdicts.section(page),
+        "symbols": verdicts.SYMBOLS,
+        "advice": verdicts.common_advice(page),
         "sections": sections,
         "several": any(len(members) > 1 for members in page.groups.values()),
         "law": law.section(page),
@@ -120,45 +146,33 @@ def _content(page: Page, title: str | None) -> dict[str, Any]:
     }
 
 
+def _default_title(groups: Sequence[str]) -> str:
+    named = ", ".join(groups if len(groups) <= _TITLE_GROUPS else groups[: _TITLE_GROUPS - 1])
+    more = "" if len(groups) <= _TITLE_GROUPS else f" and {len(groups) - _TITLE_GROUPS + 1} more"
+    return f"Run report: {named}{more}"
+
+
 def _unfinished(page: Page) -> list[str]:
     """A sentence on each run that did not come to its end."""
     said = []
     for group, label, run in page.each():
-        if _finished(run) is False:
-            planned = _planned_steps(run)
+        step, planned, finished = state_of(run)
+        if finished is False:
             of = "" if planned is None else f" of {planned:,}"
-            said.append(f"{full_name(group, label)}: still running, or interrupted, at step {_last_step(run):,}{of}.")
+            said.append(f"{full_name(group, label)}: still running, or interrupted, at step {step:,}{of}.")
     return said
-
-
-def _finished(run: Run) -> bool | None:
-    """Whether the run came to its end; None if the log does not say."""
-    if run.results or any("train_runtime" in entry or "train/train_runtime" in entry for entry in run.log):
-        return True
-    planned = _planned_steps(run)
-    if planned is not None:
-        return _last_step(run) >= planned
-    if run.path is None:
-        return None
-    states = (run.path / "trainer_state.json", *run.path.glob("checkpoint-*/trainer_state.json"))
-    of_transformers = run.path.name == "trainer_state.json" or any(state.exists() for state in states)
-    return False if of_transformers else None  # transformers logs train_runtime at the end
-
-
-def _last_step(run: Run) -> int:
-    return max(int(entry["step"]) for entry in run.log)
-
-
-def _planned_steps(run: Run) -> int | None:
-    planned = run.config.get("max_steps")
-    return planned if isinstance(planned, int) and planned > 0 else None
 
 
 def _runs(page: Page) -> dict[str, Any]:
     """Where the runs were read from."""
-    states = {True: "finished", False: "not finished", None: "not known"}
+    states = {(group, label): state_of(run) for group, label, run in page.each()}
     rows = [
-        [full_name(group, label), str(run.path or NONE), f"{_last_step(run):,}", states[_finished(run)]]
+        [
+            full_name(group, label),
+            str(run.path or NONE),
+            f"{states[group, label].step:,}",
+            states[group, label].words,
+        ]
         for group, label, run in page.each()
     ]
     page.numbers["runs"] = [
@@ -168,8 +182,8 @@ def _runs(page: Page) -> dict[str, Any]:
             "name": run.name,
             "seed": run.seed,
             "path": None if run.path is None else str(run.path),
-            "last_step": _last_step(run),
-            "finished": _finished(run),
+            "last_step": states[group, label].step,
+            "finished": states[group, label].finished,
             "results": run.results,
         }
         for group, label, run in page.each()
@@ -217,7 +231,7 @@ def _results(page: Page) -> dict[str, Any]:
     rows: list[tuple[bool, list[str]]] = []
     numbers: dict[str, list[float | None]] = {}
     for group, members in page.groups.items():
-        steps = [_last_step(run) for run in members.values()]
+        steps = [state_of(run).step for run in members.values()]
         values = [
             [*(page.last[key].get((group, label)) for key in logged), *(run.results.get(name) for name in final)]
             for label, run in members.items()
@@ -230,7 +244,7 @@ def _results(page: Page) -> dict[str, Any]:
         for label, step, of_run in zip(members, steps, values, strict=True):
             name = full_name(group, label)
             numbers[name] = of_run
-            rows.append((len(members) == 1, [name, f"{step:,}", *map(number, of_run)]))
+            rows.append((False, [name, f"{step:,}", *map(number, of_run)]))
     columns = [f"last {name}" for name in logged.values()]
     columns += [f"final {name.removeprefix('final_')}" for name in final]
     page.numbers["results"] = {"columns": columns, "rows": numbers}

@@ -10,15 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from entropy_trl.analysis import covariance, figures, regions, tokens
-from entropy_trl.analysis.records import FOLDER, StepRecords, read_records
+from entropy_trl.analysis import covariance, figures
+from entropy_trl.analysis.covariance import regions, tokens
+from entropy_trl.analysis.covariance.records import FOLDER, StepRecords, read_records
+from entropy_trl.analysis.covariance.result import chosen_tokens
+from entropy_trl.analysis.logs.runs import Run, Series
 from entropy_trl.analysis.report.curves import COVARIANCE_UNIT, curve, curve_numbers, numbers_of
 from entropy_trl.analysis.report.page import Page, PageFigure, full_name
-from entropy_trl.analysis.report.values import NONE, number
-from entropy_trl.analysis.runs import Run, Series
+from entropy_trl.analysis.tables import NONE, number
 
 
 _TOKEN_ROWS = 8
+_REGIONS = {"e1": "right, likely", "e2": "right, unlikely", "e3": "wrong, likely", "e4": "wrong, unlikely"}
 _COMPLETIONS, _COMPLETION_TOKENS = 2, 400  # a step, and tokens of each that are shown
 
 
@@ -47,7 +50,7 @@ def section(page: Page) -> dict[str, Any] | None:
         for group, of_run in records.items()
     }
     numbers["quantiles"] = {group: [asdict(table) for table in of_run] for group, of_run in tables.items()}
-    found = {group: _chosen_tokens(of_run) for group, of_run in records.items()}
+    found = {group: chosen_tokens(of_run) for group, of_run in records.items()}
     numbers["tokens"] = {
         group: {
             "chosen_by": chosen.chosen_by,
@@ -112,7 +115,10 @@ def _covariance_histogram(page: Page, records: Mapping[str, list[StepRecords]]) 
         f"{group} has a median of {number(float(np.median(v)))} and a highest covariance of {number(v.max())}"
         for group, v in values.items()
     ]
-    note = "All recorded tokens of all recorded steps; the scale of the shares is logarithmic."
+    note = (
+        "All recorded tokens of all recorded steps, on a logarithmic scale. The first and the last bar count all "
+        "tokens beyond the 0.1% and the 99.9% quantile."
+    )
     title = "Covariance of the tokens"
     return page.figure(drawing, "covariance-histogram", title, findings, note, (head, rows), values)
 
@@ -197,8 +203,9 @@ def _regions(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure
         group: [(row.entropy_change.mean, row.entropy_change.standard_error) for row in found.means]
         for group, found in by_group.items()
     }
-    names = [row.region for row in next(iter(by_group.values())).means]
-    drawing = figures.categories(values, names, page.styles, "entropy region", "nats a token and unit of step")
+    means = next(iter(by_group.values())).means
+    names = ["\n".join(_REGIONS[row.region].split(", ")) for row in means]
+    drawing = figures.categories(values, names, page.styles, "tokens", "nats a token and unit of step")
     page.numbers["covariance"]["regions"] = {group: asdict(found) for group, found in by_group.items()}
     findings = [
         f"{group} has {', '.join(f'{number(row.entropy_change.mean)} in {row.region}' for row in found.means)}"
@@ -208,7 +215,7 @@ def _regions(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure
     table = [
         [
             group,
-            row.region,
+            f"{row.region}: {_REGIONS[row.region]}",
             *(_percent(share.mean) for share in (row.tokens, row.gradient, row.restrained)),
             *map(number, (row.entropy_change.mean, row.entropy_change.standard_error)),
         ]
@@ -216,10 +223,11 @@ def _regions(page: Page, records: Mapping[str, list[StepRecords]]) -> PageFigure
         for row in found.means
     ]
     note = (
-        "Regions of arXiv 2602.09782: A > 0 in e1 and e2, A < 0 in e3 and e4; -ln p is below the entropy in e1 and e3, "
-        "above it in e2 and e4. To first order, for a step on the logits, before any ratio clip and control; means "
-        "over recorded steps with standard errors. The bias of the estimate differs by region: compare a region with "
-        "itself, not with others."
+        "The tokens of right completions (advantage above 0) and of wrong ones (below 0). A token is likely if -ln p "
+        "is below the entropy of its distribution, and unlikely if it is above. In the order of the figure these are "
+        "e1 to e4 of arXiv 2602.09782. To first order, for a step on the logits, before any ratio clip and control; "
+        "means over recorded steps with standard errors. The bias of the estimate differs by region: compare a region "
+        "with itself, not with others."
     )
     title = "Estimated entropy change by region"
     return page.figure(drawing, "entropy-regions", title, findings, note, (head, table), by_group)
@@ -264,11 +272,6 @@ def _quantile_rows(tables: Mapping[str, list[covariance.QuantileTable]]) -> dict
     return {"head": ["tokens", *(f"{group}, step {table.step}" for group, table in columns)], "rows": rows} | {
         "sampled": sampled
     }
-
-
-def _chosen_tokens(records: Sequence[StepRecords]) -> tokens.SelectedTokens:
-    restrained = any(record.table("selected")["selected"].any() for record in records)
-    return tokens.selected_tokens(records, None if restrained else 0.02)
 
 
 def _correlation(relation: covariance.Relation, rank: bool = False) -> str:

@@ -1,16 +1,17 @@
 """Curves of what was logged: a figure a metric, a line a group, with the range of its seeds as a band."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from entropy_trl.analysis import figures
 from entropy_trl.analysis.figures import Curve
+from entropy_trl.analysis.logs.runs import Run, Series
 from entropy_trl.analysis.report.page import Page, PageFigure, full_name
-from entropy_trl.analysis.report.values import NONE, number, spread
-from entropy_trl.analysis.runs import Run, Series
+from entropy_trl.analysis.tables import NONE, number, spread
 
 
 COVARIANCE_UNIT = "nats times advantage"
@@ -21,11 +22,12 @@ class Panel:
     """One figure of the curves.
 
     Attributes:
-        key: of the figure.
-        title: of the figure.
-        unit: label of its axis.
-        metrics: the kind of metric ([`METRIC_NAMES`]), or the names under which it is logged.
-        noisy: whether its running mean is drawn.
+        key (`str`): Key of the figure.
+        title (`str`): Title of the figure.
+        unit (`str`): Label of its axis.
+        metrics (`str | tuple[str, ...]`): The kind of metric ([`METRIC_NAMES`]), or the names under which it is
+            logged.
+        noisy (`bool`, *optional*, defaults to `False`): Whether its running mean is drawn.
     """
 
     key: str
@@ -65,13 +67,34 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
 }
 
 
+#: Figures of one quantity, which have one scale.
+_COMPARED = (("accuracy", "pass-at-k"), ("distinct", "distinct-correct", "answers"))
+
+
 def sections(page: Page) -> list[tuple[str, list[PageFigure]]]:
     """The sections that have a figure at least."""
     return [(name, drawn) for name, panels in SECTIONS.items() if (drawn := _section(page, panels))]
 
 
+def has_a_panel(run: Run) -> bool:
+    """Whether the run logged a metric that one of the figures draws."""
+    panels = (panel for of_section in SECTIONS.values() for panel in of_section)
+    return any(_known(panel, run) is not None for panel in panels)
+
+
+def entropies(page: Page, runs: Iterable[Run]) -> Iterator[tuple[str, Series]]:
+    """The name and the finite values of the entropy of each run that has any."""
+    (panel,) = (panel for panels in SECTIONS.values() for panel in panels if panel.key == "entropy")
+    for run in runs:
+        metric = _metric(page, panel, run)
+        values = None if metric is None else _finite(run, metric)
+        if metric is not None and values is not None:
+            yield metric, values
+
+
 def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
     drawn = []
+    drawings: dict[str, tuple[Panel, Figure, dict[str, Curve], str]] = {}
     for panel in panels:
         lines, names, absent = _lines(page, panel)
         if not lines:
@@ -82,9 +105,7 @@ def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
         note = f"Logged as {', '.join(names)}."
         if panel.noisy and page.smooth > 1:
             note += f" Running mean of {page.smooth} logged points."
-        drawing = figures.curves(lines, page.styles, panel.unit)
-        findings = [f"{group} {trend(line)}" for group, line in lines.items()]
-        drawn.append(page.figure(drawing, panel.key, panel.title, findings, note, numbers_of(lines), lines))
+        drawings[panel.key] = (panel, figures.curves(lines, page.styles, panel.unit), lines, note)
         page.numbers.setdefault("curves", {})[panel.key] = {
             "title": panel.title,
             "unit": panel.unit,
@@ -92,6 +113,11 @@ def _section(page: Page, panels: Sequence[Panel]) -> list[PageFigure]:
             "smoothed": panel.noisy and page.smooth > 1,
             "groups": {group: curve_numbers(line) for group, line in lines.items()},
         }
+    for keys in _COMPARED:
+        figures.same_scale([drawings[key][1] for key in keys if key in drawings])
+    for key, (panel, drawing, lines, note) in drawings.items():
+        findings = [f"{group} {trend(line)}" for group, line in lines.items()]
+        drawn.append(page.figure(drawing, key, panel.title, findings, note, numbers_of(lines), lines))
     return drawn
 
 
@@ -120,6 +146,10 @@ def _metric(page: Page, panel: Panel, run: Run) -> str | None:
     if panel.key in page.chosen:
         metric = page.chosen[panel.key]
         return metric if metric in run.metrics else None
+    return _known(panel, run)
+
+
+def _known(panel: Panel, run: Run) -> str | None:
     if isinstance(panel.metrics, str):
         return run.find(panel.metrics)
     return next((name for name in panel.metrics if name in run.metrics), None)
@@ -145,8 +175,9 @@ def _smoothed(series: Series, window: int) -> Series:
     window = min(window, count)
     # Sums from the start of each block of `window` points, and to its end: a window is one of each.
     blocks = np.pad(series.values, (0, -count % window)).reshape(-1, window)
-    from_start = blocks.cumsum(axis=1).ravel()[:count]
-    to_end = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()[:count]
+    with np.errstate(over="ignore"):  # values near the largest float add up to infinity, which is not drawn
+        from_start = blocks.cumsum(axis=1).ravel()[:count]
+        to_end = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()[:count]
     starts = np.arange(count) - window + 1
     spans_two = (starts > 0) & (starts % window != 0)
     sums = from_start + np.where(spans_two, to_end[np.maximum(starts, 0)], 0.0)

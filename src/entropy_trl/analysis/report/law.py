@@ -1,76 +1,68 @@
 """The section on the law: R against exp(H) of each run, with the fit, its interval and the ceiling."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from entropy_trl.analysis import figures
-from entropy_trl.analysis.law import (
-    Array,
-    Estimate,
-    FormComparison,
-    Inference,
-    LawFit,
-    Spent,
-    compare_forms,
-    entropy_spent,
-    fit_law,
-)
-from entropy_trl.analysis.law_sizes import over_seeds
-from entropy_trl.analysis.pairs import Points, law_points
+from entropy_trl.analysis.law.compare import Spent
+from entropy_trl.analysis.law.fit import Array, Estimate, Inference
+from entropy_trl.analysis.law.points import law_points
+from entropy_trl.analysis.law.result import RunLaw, law_of
+from entropy_trl.analysis.law.sizes import over_seeds
 from entropy_trl.analysis.report.page import Page, PageFigure, full_name
-from entropy_trl.analysis.report.values import NONE, gathered, number, spread
-from entropy_trl.analysis.runs import Run
+from entropy_trl.analysis.report.values import gathered
+from entropy_trl.analysis.tables import NONE, number, spread
 
 
-_LOW_R2 = 0.5  # below, the law does not describe the run
 _HEAD = ["run", "points", "a", "b", "R²", "ceiling [95%]", "R at the end", "exp(H) is"]
 
 
 @dataclass(frozen=True)
-class _Law:
-    """The law in one run."""
+class _Member:
+    """The law in one run of a group."""
 
     group: str
     label: str
-    points: Points
-    fit: LawFit
-    inference: Inference
-    forms: FormComparison
-    spent: list[Spent] = field(default_factory=list)
+    law: RunLaw
 
     @property
     def name(self) -> str:
         return full_name(self.group, self.label)
 
+    @property
+    def spent(self) -> list[Spent]:
+        """Empty where the entropy did not fall, or the reward did not rise: the curves say so."""
+        return [] if isinstance(self.law.spent, str) else self.law.spent
+
 
 def section(page: Page) -> dict[str, Any]:
     """The variables of the template: a figure a group, rows of coefficients, and what is to be said of them."""
-    laws: list[_Law] = []
+    laws: list[_Member] = []
     reasons: list[tuple[str, str]] = []
     chosen = (page.chosen.get("reward"), page.chosen.get("entropy"))
     for group, label, run in page.each():
         metrics = chosen
         if laws and chosen == (None, None):
             # What the first run is fitted on, so are the others that logged it: accuracies are not compared to rewards.
-            first = (laws[0].points.reward_metric, laws[0].points.entropy_metric)
+            first = (laws[0].law.points.reward_metric, laws[0].law.points.entropy_metric)
             metrics = first if set(first) <= set(run.metrics) else chosen
-        found = _fitted(run, group, label, *metrics)
-        if isinstance(found, str):
-            reasons.append((found, full_name(group, label)))
-        else:
-            laws.append(found)
-    page.numbers["law"] = [_numbers(law) for law in laws] + [{"run": run, "reason": why} for why, run in reasons]
-    members = {group: [law for law in laws if law.group == group] for group in page.groups}
+        try:
+            laws.append(_Member(group, label, law_of(run, law_points(run, *metrics))))
+        except ValueError as error:
+            reasons.append((str(error), full_name(group, label)))
+    page.numbers["law"] = [_numbers(one) for one in laws] + [{"run": run, "reason": why} for why, run in reasons]
+    members = {group: [one for one in laws if one.group == group] for group in page.groups}
     members = {group: of_group for group, of_group in members.items() if of_group}
     rows = [row for group, of_group in members.items() for row in _rows(group, of_group)]
-    notes = gathered((note, law.name) for law in laws for note in (*law.points.notes, *_remarks(law)))
-    spent = [law for law in laws if law.spent]
+    notes = gathered((note, one.name) for one in laws for note in one.law.notes)
+    spent = [one for one in laws if one.spent]
     return {
-        "figures": [_figure(page, group, of_group) for group, of_group in members.items()],
+        "figures": _figures(page, members),
         "head": _HEAD,
         "rows": rows,
         "notes": notes,
@@ -78,43 +70,50 @@ def section(page: Page) -> dict[str, Any]:
         "spent_head": ["run", *(f"first {100 * s.fraction:.0f}% of the steps" for s in spent[0].spent)]
         if spent
         else [],
-        "spent": [[law.name, *(_spent(s) for s in law.spent)] for law in spent],
+        "spent": [[one.name, *(_spent(s) for s in one.spent)] for one in spent],
     }
 
 
-def _fitted(run: Run, group: str, label: str, reward: str | None, entropy: str | None) -> _Law | str:
-    """The law in a run, or the reason why there is none."""
-    try:
-        points = law_points(run, reward, entropy)
-        fit = fit_law(points.entropy, points.reward)
-        forms = compare_forms(points.entropy, points.reward)
-    except ValueError as error:
-        return str(error)
-    try:
-        spent = entropy_spent(points.entropy, points.reward, points.steps)
-    except ValueError:  # the entropy did not fall, or the reward did not rise: the curves say so
-        spent = []
-    return _Law(group, label, points, fit, fit.inference(), forms, spent)
+def _figures(page: Page, members: Mapping[str, Sequence[_Member]]) -> list[PageFigure]:
+    """A figure a group. They are compared, so they have one scale."""
+    drawings = {
+        group: figures.law(
+            [one.law.fit for one in laws], [_mean_interval(one.law.inference) for one in laws], page.styles[group]
+        )
+        for group, laws in members.items()
+    }
+    by_metric: dict[str, list[Figure]] = {}
+    for group, drawing in drawings.items():
+        by_metric.setdefault(members[group][0].law.points.reward_metric, []).append(drawing)
+    for compared in by_metric.values():
+        figures.same_scale(compared, both=True)
+    return [_figure(page, group, laws, drawings[group]) for group, laws in members.items()]
 
 
-def _figure(page: Page, group: str, laws: Sequence[_Law]) -> PageFigure:
-    bands = [_mean_interval(law.inference) for law in laws]
-    drawing = figures.law([law.fit for law in laws], bands, page.styles[group])
-    findings = [
-        f"{'' if len(laws) == 1 else f'{law.label}: '}ceiling {_interval(law.inference.ceiling)}, "
-        f"{number(float(law.fit.reward[-1]))} measured at the end, R² {law.fit.r2:.2f}"
-        for law in laws
-    ]
-    metrics = dict.fromkeys((law.points.reward_metric, law.points.entropy_metric) for law in laws)
+def _figure(page: Page, group: str, laws: Sequence[_Member], drawing: Figure) -> PageFigure:
+    findings = [f"{'' if len(laws) == 1 else f'{one.label}: '}{_ceiling_in_words(one)}" for one in laws]
+    metrics = dict.fromkeys((one.law.points.reward_metric, one.law.points.entropy_metric) for one in laws)
     note = " ".join(f"R is {reward}, H is {entropy}." for reward, entropy in metrics)
     rows = [
-        [law.label, number(h), number(math.exp(h)), number(r), number(float(law.fit.predict(h)))]
-        for law in laws
-        for h, r in spread(list(zip(law.fit.entropy.tolist(), law.fit.reward.tolist(), strict=True)))
+        [one.label, number(h), number(math.exp(h)), number(r), number(float(one.law.fit.predict(h)))]
+        for one in laws
+        for h, r in spread(list(zip(one.law.fit.entropy.tolist(), one.law.fit.reward.tolist(), strict=True)))
     ]
     name = f"law-{list(page.groups).index(group) + 1}"
     table = (["run", "H", "exp(H)", "R", "fitted R"], rows)
     return page.figure(drawing, name, f"R against exp(H): {group}", findings, note, table, [group])
+
+
+def _ceiling_in_words(one: _Member) -> str:
+    ceiling = _ceiling([one])
+    return "no ceiling, since the reward does not rise as entropy falls" if ceiling is None else f"ceiling {ceiling}"
+
+
+def _ceiling(laws: Sequence[_Member]) -> str | None:
+    """The ceiling of a run, or of the mean over seeds; None where the sign of a fit makes none."""
+    if any(one.law.fit.a <= 0 for one in laws):
+        return None
+    return _interval(laws[0].law.inference.ceiling if len(laws) == 1 else over_seeds([o.law.fit for o in laws]).ceiling)
 
 
 def _mean_interval(inference: Inference) -> Callable[[Array], tuple[Array, Array]]:
@@ -132,34 +131,16 @@ def _mean_interval(inference: Inference) -> Callable[[Array], tuple[Array, Array
     return interval
 
 
-def _rows(group: str, laws: Sequence[_Law]) -> Iterable[tuple[bool, list[str]]]:
+def _rows(group: str, laws: Sequence[_Member]) -> Iterable[tuple[bool, list[str]]]:
     """Whether a row is a group's mean, and its cells."""
     if len(laws) > 1:
-        mean = over_seeds([law.fit for law in laws])
-        cells = [number(mean.a.value), number(mean.b.value), NONE, _interval(mean.ceiling), NONE, ""]
+        mean = over_seeds([one.law.fit for one in laws])
+        cells = [number(mean.a.value), number(mean.b.value), NONE, _ceiling(laws) or NONE, NONE, ""]
         yield True, [f"{group}, mean of {len(laws)}", NONE, *cells]
-    for law in laws:
-        cells = [str(law.fit.points), number(law.fit.a), number(law.fit.b), f"{law.fit.r2:.2f}"]
-        end = number(float(law.fit.reward[-1]))
-        yield len(laws) == 1, [law.name, *cells, _interval(law.inference.ceiling), end, _verdict(law.forms)]
-
-
-def _verdict(forms: FormComparison) -> str:
-    words = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
-    curves = {"linear": "H", "log": "ln(H)"}
-    said: dict[str, list[str]] = {}
-    for form, verdict in forms.verdict.items():
-        said.setdefault(words[verdict], []).append(curves[form])
-    return ", ".join(f"{verdict} {' and '.join(names)}" for verdict, names in said.items())
-
-
-def _remarks(law: _Law) -> Iterable[str]:
-    if law.fit.a <= 0:
-        yield "The reward does not rise as the entropy falls: the law does not hold."
-    elif law.fit.r2 < _LOW_R2:
-        yield "The law explains less than half of the variance: the ceiling means little."
-    if law.fit.reward.max() <= 1 < law.fit.ceiling:
-        yield "The ceiling is above 1, which no accuracy reaches: the law does not hold down to H = 0."
+    for one in laws:
+        cells = [str(one.law.fit.points), number(one.law.fit.a), number(one.law.fit.b), f"{one.law.fit.r2:.2f}"]
+        end = number(float(one.law.fit.reward[-1]))
+        yield False, [one.name, *cells, _ceiling([one]) or NONE, end, one.law.verdict]
 
 
 def _spent(spent: Spent) -> str:
@@ -170,20 +151,21 @@ def _interval(estimate: Estimate) -> str:
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def _numbers(law: _Law) -> dict[str, Any]:
+def _numbers(one: _Member) -> dict[str, Any]:
     return {
-        "run": law.name,
-        "group": law.group,
-        "label": law.label,
-        "reward_metric": law.points.reward_metric,
-        "entropy_metric": law.points.entropy_metric,
-        "steps": law.points.steps,
-        "entropy": law.points.entropy,
-        "reward": law.points.reward,
-        **{name: getattr(law.inference, name)._asdict() for name in ("a", "b", "ceiling")},
-        "r2": law.fit.r2,
-        "rmse": law.fit.rmse,
-        "exp_is": law.forms.verdict,
-        "spent": [spent._asdict() for spent in law.spent],
-        "notes": [*law.points.notes, *_remarks(law)],
+        "run": one.name,
+        "group": one.group,
+        "label": one.label,
+        "reward_metric": one.law.points.reward_metric,
+        "entropy_metric": one.law.points.entropy_metric,
+        "steps": one.law.points.steps,
+        "entropy": one.law.points.entropy,
+        "reward": one.law.points.reward,
+        **{name: getattr(one.law.inference, name)._asdict() for name in ("a", "b")},
+        "ceiling": one.law.inference.ceiling._asdict() if one.law.fit.a > 0 else None,
+        "r2": one.law.fit.r2,
+        "rmse": one.law.fit.rmse,
+        "exp_is": one.law.forms.verdict,
+        "spent": [spent._asdict() for spent in one.spent],
+        "notes": one.law.notes,
     }

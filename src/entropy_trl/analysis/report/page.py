@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from entropy_trl._version import __version__
 from entropy_trl.analysis import figures
+from entropy_trl.analysis.logs.runs import Run
 from entropy_trl.analysis.report.values import sentence
-from entropy_trl.analysis.runs import Run
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Page:
     """The runs of a report, by group.
 
     Attributes:
-        groups: runs by group, and there by what tells them apart, such as the seed.
-        styles: how a group is drawn.
-        chosen: metrics that the user asked for, by the kind of metric.
-        smooth: logged points in the running mean of noisy metrics.
-        numbers: what goes into the JSON file; the sections fill it.
-        missing: what is not on the page, a sentence each; the sections fill it.
-        last: the last value of each curve, by its key and by (group, run).
+        groups (`dict[str, dict[str, Run]]`): Runs by group, and there by what tells them apart, such as the seed.
+        styles (`dict[str, Style]`): How a group is drawn.
+        chosen (`Mapping[str, str | None]`): Metrics that the user asked for, by the kind of metric.
+        smooth (`int`): Logged points in the running mean of noisy metrics.
+        numbers (`dict[str, Any]`): What goes into the JSON file; the sections fill it.
+        missing (`list[str]`): What is not on the page, a sentence each; the sections fill it.
+        last (`dict[str, dict[tuple[str, str], float]]`): The last value of each curve, by its key and by (group, run).
     """
 
     def __init__(self, runs: Sequence[Run], folder: Path, chosen: Mapping[str, str | None], smooth: int):
@@ -72,13 +72,13 @@ class Page:
         """Writes the files of a figure and makes it an element of the page.
 
         Args:
-            drawing: from `figures`.
-            name: of the files, unique in the page.
-            title: of the figure.
-            findings: what it shows, in words.
-            note: what it is made of.
-            table: its numbers: head and rows.
-            groups: those that are drawn.
+            drawing (`Figure`): The figure, from `figures`.
+            name (`str`): Name of the files, unique in the page.
+            title (`str`): Title of the figure.
+            findings (`Sequence[str]`): What it shows, in words.
+            note (`str`): What it is made of.
+            table (`tuple[list[str], list[list[str]]]`): Its numbers: head and rows.
+            groups (`Iterable[str]`): Those that are drawn.
         """
         legend = {group: self.styles[group] for group in groups}
         svg = figures.publish(drawing, name, title, f"{title}. {sentence(findings)}", legend, self.folder)
