@@ -1,9 +1,10 @@
-"""Countdown in words: three or four numbers and a target. Every problem has several right answers.
+"""Countdown in words: three numbers and a target. Every problem has several right answers.
 
     python examples/smollm2/countdown.py data/smollm2        # writes warm_up.jsonl, train.jsonl, tune.jsonl, test.jsonl
 
-    Make 43 from 3, 5 and 8. Use each number once.
-    Answer: 8 * 5 + 3
+    Make 43 from 3, 5 and 8: 8 * 5 + 3
+
+An answer uses each number once. It is right if its value is the target; products come before sums.
 
 The four files have no problem in common: a hash of the problem decides which file it belongs to.
 `train_rows` and `countdown_reward` are what `entropy-trl train` reads, by their dotted paths.
@@ -23,14 +24,15 @@ from typing import Any
 from datasets import Dataset
 
 
-# How many numbers a problem has, and the largest of them.
-SIZES = {3: 20, 4: 12}
+# How many numbers a problem has, the largest of them and the largest target.
+COUNT = 3
+LARGEST_NUMBER = 20
 LARGEST_TARGET = 99
 
-# Of 20 hash values: those whose problems belong to a file, and how many problems the file gets at most.
-FILES = {
-    "warm_up": (range(0, 6), 4096),
-    "train": (range(6, 16), 16384),
+# Of 20 hash values: those whose problems belong to a file, and how many of them it gets (None: all).
+FILES: dict[str, tuple[range, int | None]] = {
+    "warm_up": (range(0, 6), None),
+    "train": (range(6, 16), None),
     "tune": (range(16, 18), 256),
     "test": (range(18, 20), 512),
 }
@@ -50,9 +52,9 @@ def value(numbers: Sequence[int], operators: Sequence[str]) -> int:
 
 
 def format_prompt(numbers: Sequence[int], target: int) -> str:
-    """The problem in words. The completion begins behind `Answer:`."""
+    """The problem in words. The completion begins after the colon."""
     *most, last = map(str, numbers)
-    return f"Make {target} from {', '.join(most)} and {last}. Use each number once.\nAnswer:"
+    return f"Make {target} from {', '.join(most)} and {last}:"
 
 
 def solutions(numbers: Sequence[int], target: int) -> list[str]:
@@ -67,14 +69,26 @@ def solutions(numbers: Sequence[int], target: int) -> list[str]:
     )
 
 
+def parts(text: str) -> tuple[list[int], list[str]] | None:
+    """The numbers and operators of an expression; None if the text is no expression."""
+    words = text.strip()
+    if not _EXPRESSION.fullmatch(words):
+        return None
+    return [int(word) for word in words.split(" ")[::2]], words.split(" ")[1::2]
+
+
 def is_right(text: str, numbers: Sequence[int], target: int) -> bool:
     """Whether a completion is an expression that uses each number once and equals the target."""
-    text = text.strip()
-    if not _EXPRESSION.fullmatch(text):
-        return False
-    parts = text.split(" ")
-    used = [int(part) for part in parts[::2]]
-    return Counter(used) == Counter(numbers) and value(used, parts[1::2]) == target
+    found = parts(text)
+    return found is not None and Counter(found[0]) == Counter(numbers) and value(*found) == target
+
+
+def form(text: str) -> str | None:
+    """An expression with factors and terms in order, so that `3 + 8 * 5` is `5 * 8 + 3`; None if it is none."""
+    if parts(text) is None:
+        return None
+    terms = re.findall(r"([+-]?) ?(\d+(?: \* \d+)*)", text.strip())
+    return " ".join(sorted(f"{sign or '+'}{'*'.join(sorted(term.split(' * ')))}" for sign, term in terms))
 
 
 def countdown_reward(
@@ -89,15 +103,14 @@ def problems(file: str) -> list[dict[str, Any]]:
     """All problems of one file that can be solved, in an order that is always the same."""
     hashes, _ = FILES[file]
     found = []
-    for size, largest in SIZES.items():
-        for numbers in itertools.combinations_with_replacement(range(1, largest + 1), size):
-            orders = set(itertools.permutations(numbers))
-            signs = itertools.product("+-*", repeat=size - 1)
-            targets = {value(order, operators) for operators in signs for order in orders}
-            for target in sorted(targets & set(range(1, LARGEST_TARGET + 1))):
-                prompt = format_prompt(numbers, target)
-                if zlib.crc32(prompt.encode()) % 20 in hashes:
-                    found.append({"prompt": prompt, "numbers": list(numbers), "target": target})
+    for numbers in itertools.combinations_with_replacement(range(1, LARGEST_NUMBER + 1), COUNT):
+        orders = set(itertools.permutations(numbers))
+        signs = itertools.product("+-*", repeat=COUNT - 1)
+        targets = {value(order, operators) for operators in signs for order in orders}
+        for target in sorted(targets & set(range(1, LARGEST_TARGET + 1))):
+            prompt = format_prompt(numbers, target)
+            if zlib.crc32(prompt.encode()) % 20 in hashes:
+                found.append({"prompt": prompt, "numbers": list(numbers), "target": target})
     random.Random(file).shuffle(found)
     return found
 
