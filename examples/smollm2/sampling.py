@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 
@@ -82,7 +83,17 @@ class Rollout:
         self.copy: PreTrainedModel | None = None
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        args = trainer.args
+        for name, plain in (("temperature", 1), ("top_p", 1), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1)):
+            value = getattr(args, name)
+            if value != plain:
+                raise ValueError(
+                    f"{name} is {value}, and this rollout_func draws from the policy as it is. Set {name} to {plain}, "
+                    "or remove rollout_func."
+                )
         policy = trainer.accelerator.unwrap_model(trainer.model)
+        if isinstance(policy, PeftModel):
+            raise ValueError("The model has adapters, which this rollout_func does not merge. Remove rollout_func.")
         if self.copy is None:
             with torch.random.fork_rng(devices=[]):  # the weights it starts with must not move the random state
                 self.copy = AutoModelForCausalLM.from_config(policy.config, dtype=torch.bfloat16).eval()

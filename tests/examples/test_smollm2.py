@@ -222,6 +222,21 @@ def test_trains_with_these_rollouts(model, tokenizer, tmp_path, monkeypatch):
     assert log["completions/mean_length"] == pytest.approx(sum(lengths) / len(lengths))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.9}, "temperature is 0.9, and this rollout_func draws from the policy as it is"),
+        ({"top_k": 20}, "top_k is 20"),
+        ({}, "The model has adapters"),
+    ],
+)
+def test_refuses_what_it_would_not_do(make_trainer, options, message):
+    adapters = {} if options else {"peft_config": LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")}
+    trainer = make_trainer(trainer_kwargs={"rollout_func": sampling.Rollout(), **adapters}, **options)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
 def test_the_gguf_file_of_a_wheel(tmp_path):
     wheel = tmp_path / "some.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
