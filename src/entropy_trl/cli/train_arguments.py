@@ -72,6 +72,9 @@ class CovGRPOScriptArguments(ScriptArguments):
         dataset_factory (`str`, *optional*):
             Dotted path of a function without arguments that returns a [`~datasets.Dataset`]. Used when neither
             `dataset_name` nor `datasets` is given.
+        rollout_func (`str`, *optional*):
+            Dotted path of a function `(prompts, trainer)` that generates the completions, in place of `generate` and
+            vLLM: TRL's `rollout_func`.
         log_format (`"text"` or `"json"`, *optional*, defaults to `"text"`):
             What is printed at each log: a line for people, or all metrics as one JSON object on a line of stdout.
     """
@@ -156,6 +159,12 @@ class CovGRPOScriptArguments(ScriptArguments):
         metadata={
             "help": "Dotted path of a function without arguments that returns a data set. Used when `--dataset_name` "
             "is not given."
+        },
+    )
+    rollout_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dotted path of a function (prompts, trainer) that generates the completions: TRL's `rollout_func`."
         },
     )
     log_format: Literal["text", "json"] = field(
