@@ -15,6 +15,7 @@ from entropy_trl.controls.base import (
     warn_if_percentage,
 )
 from entropy_trl.tokens.covariance import token_covariance
+from entropy_trl.tokens.dense import count_true
 from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
@@ -72,7 +73,7 @@ class KLCov(EntropyControl):
 
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
-        k = selection_count(self.fraction, int(pool.ranks.sum(pool.mask.count_nonzero())))
+        k = selection_count(self.fraction, int(pool.ranks.sum(count_true(pool.mask))))
         if self.selection == "covariance":
             selected = top_k_mask(covariance, pool.mask, k, pool.row_ids, pool.ranks)
         else:
