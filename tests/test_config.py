@@ -57,6 +57,12 @@ from entropy_trl import CONTROLS, ClipCov, CovGRPOConfig, KLCov, TokenBatch, bui
         ({"entropy_control": "kl_cov", "entropy_control_kwargs": {"coef": -1}}, ["-1.0", "negative"]),
         ({"entropy_control": "kl_cov", "entropy_control_kwargs": {"coef": math.inf}}, ["inf"]),
         ({"entropy_control_kwargs": {"selection": "rand"}}, ["'rand'", "'random'"]),
+        # Scores of the sampler.
+        ({"entropy_control_scores": "sampling"}, ["sampling", "`use_vllm=False`", "rollout"]),
+        (
+            {"entropy_control_scores": "sampling", "use_vllm": True, "top_p": 0.9},
+            ["`top_p=0.9`", "`top_p=1`", "rollout"],
+        ),
         # Names.
         ({"entropy_control": "clipcov"}, ["'clipcov'", "did you mean 'clip_cov'", "'kl_cov'"]),
         ({"entropy_control_kwargs": {"fractoin": 0.1}}, ["'fractoin'", "did you mean 'fraction'", "'cov_low'"]),

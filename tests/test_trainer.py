@@ -204,6 +204,32 @@ def test_the_step_pool_needs_no_second_forward_where_scores_exist(make_trainer, 
     assert calls == [0, 0, 1, 1]
 
 
+def test_sampling_scores_need_no_forward_pass(make_trainer, selections, monkeypatch):
+    # Exact log-probabilities stand for vLLM's: the selection is that of the scoring pass, and the pass is not made.
+    generate, runs, calls = CovGRPOTrainer._generate_and_score_completions, {}, []
+    score = TokenBatches.score
+    monkeypatch.setattr(TokenBatches, "score", lambda *args: calls.append(1) or score(*args))
+
+    def scored(self, inputs):
+        output = generate(self, inputs)
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        length = output["completion_ids"].size(1)
+        with torch.no_grad():
+            logps = self._get_per_token_logps_and_entropies(self.model, ids, mask, length)[0]
+        self.args.entropy_control_scores = self.scores
+        return output | ({"sampling_per_token_logps": logps} if self.scores == "sampling" else {})
+
+    monkeypatch.setattr(CovGRPOTrainer, "_generate_and_score_completions", scored)
+    for name, batch in (("rollout", 4), ("sampling", 4), ("sampling", 16)):
+        monkeypatch.setattr(CovGRPOTrainer, "scores", name, raising=False)
+        selections.clear(), calls.clear()
+        cut(make_trainer, CLIP_COV, batch, 2, "step", updates=1)
+        assert len(calls) == (8 if name == "rollout" else 0)
+        runs[name, batch] = list(selections)
+    assert runs["rollout", 4] == runs["sampling", 4] == runs["sampling", 16]
+
+
 def test_current_scores_follow_the_policy(make_trainer, selections):
     # The same until the policy has moved away from the rollout's, and what the micro-batch pool of one process has.
     runs = {}

@@ -16,7 +16,7 @@ from entropy_trl.trl_compat import check_fused_loss
 
 
 POOLS = ("step", "micro_batch")
-SCORES = ("rollout", "current")
+SCORES = ("rollout", "current", "sampling")
 INCOMPLETE = ("error", "train")
 
 
@@ -44,7 +44,8 @@ class CovGRPOConfig(GRPOConfig):
             The policy whose log-probabilities the step pool's covariance is taken with. `"rollout"`: the one that TRL
             scored the rollout with, where it did (off-policy, or with vLLM's importance correction), which costs
             nothing. `"current"`: the policy at the start of the step, as the authors' micro-batch pool has it; in a
-            step of several micro-batches it costs one more forward pass without gradient.
+            step of several micro-batches it costs one more forward pass without gradient. `"sampling"`: the log-probs
+            that vLLM returned with the tokens, which cost nothing and differ from the trainer's by rounding.
         advantage_estimator (`str`, *optional*, defaults to `"grpo"`):
             `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"`, `"reinforce_pp_baseline"` or
             `"quantile"` (see [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
@@ -107,8 +108,8 @@ class CovGRPOConfig(GRPOConfig):
     entropy_control_scores: str = field(
         default="rollout",
         metadata={
-            "help": "Policy that the step pool's covariance is taken with: `rollout` or `current` (one more forward "
-            "pass in a step of several micro-batches).",
+            "help": "Policy that the step pool's covariance is taken with: `rollout`, `current` (one more forward "
+            "pass in a step of several micro-batches) or `sampling` (vLLM's own log-probabilities).",
             "choices": list(SCORES),
         },
     )
@@ -223,6 +224,7 @@ class CovGRPOConfig(GRPOConfig):
         self._check_on_policy(control)
         self._check_loss(control)
         self._check_pool(control)
+        self._check_sampling_scores()
         return control
 
     def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
@@ -329,6 +331,24 @@ class CovGRPOConfig(GRPOConfig):
         if self.entropy_control_pool == "step":
             rows *= self.gradient_accumulation_steps * self.world_size
         return rows
+
+    def _check_sampling_scores(self) -> None:
+        if self.entropy_control_scores != "sampling":
+            return
+        if not self.use_vllm:
+            raise ValueError(
+                '`entropy_control_scores="sampling"` needs vLLM (`use_vllm=False`): other generation returns no '
+                'log-probabilities. Set `use_vllm=True`, or use `entropy_control_scores="rollout"`.'
+            )
+        cuts = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": (self.min_p or 0) > 0}
+        cuts["repetition_penalty"] = self.repetition_penalty != 1
+        given = ", ".join(f"`{name}={getattr(self, name)}`" for name, cut in cuts.items() if cut)
+        if given:
+            raise ValueError(
+                f'`entropy_control_scores="sampling"` does not support {given}: vLLM\'s probabilities are then not the '
+                "policy's. Set `top_p=1`, `top_k=0`, no `min_p` and `repetition_penalty=1`, or use "
+                '`entropy_control_scores="rollout"`.'
+            )
 
     def _check_pool(self, control: EntropyControl) -> None:
         if control.compares_sequences and self._pool_rows() == 1:

@@ -165,6 +165,9 @@ def test_names_and_files(tmp_path):
     (row,) = load_benchmark(mine, prompt_template="dapo")
     assert row["solution"] == "2" and row["problem_id"] == "x" and row["data_source"] == "mine"
     assert row["answer_format"] == "answer_line" and "1+1?" in row["prompt"][0]["content"]
+    # A template for programs stands for its counterpart for mathematics, as in the training's data.
+    for training, here in (("code", "qwen_boxed"), ("r1_zero_code", "r1_zero")):
+        assert load_benchmark(mine, prompt_template=training)[0] == load_benchmark(mine, prompt_template=here)[0]
     with pytest.raises(ValueError, match="no benchmark 'aime': use one of aime24"):
         get_benchmark("aime")
     with pytest.raises(FileNotFoundError):

@@ -30,6 +30,7 @@ def test_selection(run, tmp_path, capsys):
         assert agreement["kl_cov_selected"] == int(2e-3 * result["tokens"])
         assert agreement["kl_cov_overlap"] > 0.97
         assert agreement["clip_cov_selected"] == agreement["clip_cov_formula_selected"]
+        assert {"clip_cov_with_metrics", "kl_cov_with_metrics"} <= result["speedup"].keys()
         for times in result["seconds"].values():
             assert 0 < times["q1"] <= times["median"] <= times["q3"]
     assert report["exponent"].keys() == report["exponent_large"].keys() == report["results"][0]["seconds"].keys()

@@ -19,7 +19,8 @@ from entropy_trl.controls.base import (
 )
 from entropy_trl.controls.target import EntropyTarget, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
-from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
+from entropy_trl.tokens.dense import count_true, true_indices
+from entropy_trl.tokens.selection import draw_from, draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
@@ -100,22 +101,30 @@ class ClipCov(EntropyControl):
 
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
-        eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
         if self.target is not None:
+            eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
             return Selection(select_signed(covariance, eligible, pool.state["actuator"], pool), covariance)
-        band = (covariance > self.cov_low).logical_and_(covariance < self.cov_high).logical_and_(eligible)
-        tokens, in_band = pool.mask.count_nonzero(), band.count_nonzero()
+        # By index: few tokens lie above the lower bound, and each further mask costs a pass over the pool.
+        band = true_indices((covariance > self.cov_low).flatten())
+        allowed = (covariance.flatten()[band] < self.cov_high) & pool.mask.flatten()[band]
+        if pool.clipped is not None:
+            allowed &= ~pool.clipped.flatten()[band]
+        band = band[allowed]
+        tokens, in_band = count_true(pool.mask), torch.tensor(band.numel(), device=pool.mask.device)
         pool_tokens, pool_in_band = pool.ranks.sum(torch.stack([tokens, in_band])).tolist()
         n = selection_count(self.fraction, pool_tokens)
         one_sequence = pool.mask.shape[0] == 1 and not pool.ranks.several
         has_band = self.compares_sequences or not one_sequence
         if has_band:
             n = min(n, pool_in_band)
-        if self.selection == "top":
-            selected = top_k_mask(covariance, eligible, n, pool.row_ids, pool.ranks)
+        if self.selection == "covariance":
+            selected = draw_from(band, pool.mask.shape, pool.row_ids, n, pool.seed, pool.ranks)
         else:
-            drawn_from = band if self.selection == "covariance" else eligible
-            selected = draw_mask(drawn_from, pool.row_ids, n, pool.seed, pool.ranks)
+            eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
+            if self.selection == "top":
+                selected = top_k_mask(covariance, eligible, n, pool.row_ids, pool.ranks)
+            else:
+                selected = draw_mask(eligible, pool.row_ids, n, pool.seed, pool.ranks)
         metrics = {"in_band_fraction": (in_band, tokens)}
         return Selection(selected, covariance, metrics, candidates=int(pool_in_band) if has_band else None)
 

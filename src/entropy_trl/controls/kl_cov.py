@@ -18,6 +18,7 @@ from entropy_trl.controls.base import (
 )
 from entropy_trl.controls.target import EntropyTarget, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
+from entropy_trl.tokens.dense import count_true
 from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
 from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
@@ -105,7 +106,7 @@ class KLCov(EntropyControl):
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
         if self.target is not None:
             return Selection(select_signed(covariance, pool.mask, pool.state["actuator"], pool), covariance)
-        k = selection_count(self.fraction, int(pool.ranks.sum(pool.mask.count_nonzero())))
+        k = selection_count(self.fraction, int(pool.ranks.sum(count_true(pool.mask))))
         if self.selection == "covariance":
             selected = top_k_mask(covariance, pool.mask, k, pool.row_ids, pool.ranks)
         else:

@@ -16,7 +16,7 @@ import datasets
 from entropy_trl.data import DEFAULT_TEMPLATE, final_result, load_splits
 from entropy_trl.data.reading import SOLUTION_COLUMNS
 from entropy_trl.evaluation import problems
-from entropy_trl.templates import get_template
+from entropy_trl.templates import for_mathematics, get_template
 
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def load_benchmark(
     """
     if isinstance(benchmark, str):
         benchmark = get_benchmark(benchmark)
-    template = DEFAULT_TEMPLATE if prompt_template is None else get_template(prompt_template)
+    template = DEFAULT_TEMPLATE if prompt_template is None else for_mathematics(get_template(prompt_template))
     columns = _columns(benchmark)
     problem = _column(benchmark, "problem", _PROBLEM_COLUMNS, list(columns))
     answer = _column(benchmark, "answer", SOLUTION_COLUMNS, list(columns))

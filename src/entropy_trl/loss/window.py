@@ -66,26 +66,36 @@ class StepWindow:
                 'over the step is not possible. Use `entropy_control_pool="micro_batch"`.'
             )
         compute_entropy = self.control.scores_entropies or self.filters_tokens
-        takes_rollout_scores = self._takes_rollout_scores(self.micro_batches[0])
+        key = self._score_key(self.micro_batches[0])
         scored, counted = [], self.micro_batches
-        if compute_entropy or not takes_rollout_scores:
+        if compute_entropy or key is None:
             scored = [self.batches.score(model, inputs, compute_entropy) for inputs in self.micro_batches]
         if self.filters_tokens:
             pairs = zip(self.micro_batches, scored, strict=True)
             counted = [self.batches.counted(inputs, entropies) for inputs, (_, entropies) in pairs]
         keys = ["completion_mask", "advantages", "row_ids"]
-        keys += [key for key in ("tool_mask", "old_per_token_logps") if key in self.micro_batches[0]]
+        keys += [name for name in ("tool_mask", key or "old_per_token_logps") if name in self.micro_batches[0]]
         pool = {key: torch.cat([inputs[key] for inputs in counted]) for key in keys}
         entropies = torch.cat([values for _, values in scored]) if compute_entropy else None
-        scores = pool["old_per_token_logps"] if takes_rollout_scores else torch.cat([logps for logps, _ in scored])
+        scores = pool[key] if key else torch.cat([logps for logps, _ in scored])
         batch = self.batches.of(pool, scores, entropies)
         self.batches.check_finite(batch)
         self.selected = self._select(batch)
 
-    def _takes_rollout_scores(self, inputs: dict[str, Any]) -> bool:
-        """Whether the pool is scored by the policy that the rollout was scored with."""
-        wanted = self.trainer.args.entropy_control_scores == "rollout" and not self.control.scores_entropies
-        return wanted and inputs.get("old_per_token_logps") is not None
+    def _score_key(self, inputs: dict[str, Any]) -> str | None:
+        """Name the log-probabilities in TRL's inputs that score the pool; None for those of the current policy."""
+        scores = self.trainer.args.entropy_control_scores
+        if scores == "current" or self.control.scores_entropies:
+            return None
+        key = "sampling_per_token_logps" if scores == "sampling" else "old_per_token_logps"
+        if inputs.get(key) is not None:
+            return key
+        if scores == "sampling":
+            raise RuntimeError(
+                '`entropy_control_scores="sampling"` found no `sampling_per_token_logps` in the rollout: the pool has '
+                'no scores. Generate with vLLM, or use `entropy_control_scores="rollout"`.'
+            )
+        return None
 
     def _select(self, pool: TokenBatch) -> Tensor:
         selection = self.control.select(pool)
@@ -133,9 +143,13 @@ class StepWindow:
         if self.filters_tokens:
             assert batch.entropies is not None  # always there in a micro-batch
             counted = self.batches.counted(inputs, batch.entropies)
-        if self.trainer.args.entropy_control_pool == "step" and self._takes_rollout_scores(inputs):
+        key = self._score_key(inputs) if self.trainer.args.entropy_control_pool == "step" else None
+        if key is not None:
             # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
-            batch = self.batches.of(counted, inputs["old_per_token_logps"])
+            pool = {name: value for name, value in counted.items() if name == key or name != "old_per_token_logps"}
+            batch = self.batches.of(pool, inputs[key])
+            if key == "sampling_per_token_logps":
+                self.batches.check_finite(batch)
         elif counted is not inputs:
             batch = self.batches.of(counted, batch.logps.detach(), batch.entropies)
         return self._select(batch)

@@ -164,7 +164,11 @@ def _settings(args: CovGRPOConfig, control: Any, adapter: Any, state: TrainerSta
         pool = {"step": "all tokens of an optimizer step", "micro_batch": "the tokens of a micro-batch"}
         yield "Pool that the control selects in", pool[args.entropy_control_pool]
         if args.entropy_control_pool == "step":
-            scores = {"rollout": "the rollout's policy", "current": "the policy at the start of the step"}
+            scores = {
+                "rollout": "the rollout's policy",
+                "current": "the policy at the start of the step",
+                "sampling": "vLLM's log-probabilities",
+            }
             yield "Covariance taken with", scores[args.entropy_control_scores]
     scaling = f", rewards scaled by `{args.scale_rewards}`" if args.advantage_estimator == "grpo" else ""
     yield "Advantages", f"`{args.advantage_estimator}`{scaling}"

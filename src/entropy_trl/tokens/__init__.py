@@ -1,1 +1,1 @@
-"""What a control sees, and how tokens are chosen. Needs torch only."""
+"""What a control sees, and how tokens are chosen. Needs torch and NumPy."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from entropy_trl.tokens.dense import compact, count_true, exact_sum, row_counts
 from entropy_trl.tokens.ranks import ONE_PROCESS, Ranks
 from entropy_trl.tokens.selection import selection_count, top_sums
 from entropy_trl.tokens.types import MetricSum
@@ -10,9 +11,6 @@ from entropy_trl.tokens.types import MetricSum
 
 #: The shares of tokens, by descending covariance, whose mean covariance Table 1 of arXiv 2505.22617 reports.
 TABLE_1_FRACTIONS = (2e-4, 2e-3, 2e-2, 0.2, 0.5)
-
-#: Tokens that a reduction in float64 or int64 takes at a time.
-_BLOCK = 1 << 18
 
 
 def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor, ranks: Ranks = ONE_PROCESS) -> Tensor:
@@ -34,31 +32,25 @@ def token_covariance(logps: Tensor, advantages: Tensor, mask: Tensor, ranks: Ran
     dtype = torch.promote_types(logps.dtype, torch.float32)
     zero = logps.new_zeros((), dtype=dtype)
     logps = logps.detach().to(dtype)
-    row_counts = torch.cat([block.sum(-1) for block in _row_blocks(mask)])
+    counts = row_counts(mask)
 
     # The means are sums in float64, so that they do not depend on the order of the rows. Advantages are shifted by
     # their minimum first: then equal advantages have a mean of exactly 0.
     shifted = advantages.detach().double()
-    valid = (row_counts > 0)[:, None] if advantages.shape[1] == 1 else mask
+    valid = (counts > 0)[:, None] if advantages.shape[1] == 1 else mask
     lowest = torch.where(valid, shifted, torch.inf)
     shifted = shifted - ranks.min(lowest.min() if lowest.numel() else lowest.new_tensor(torch.inf))
-    weights = row_counts[:, None] if advantages.shape[1] == 1 else 1
-    blocks = zip(_row_blocks(mask), _row_blocks(logps), strict=True)
+    weights = counts[:, None] if advantages.shape[1] == 1 else 1
     sums = [
-        torch.stack([torch.where(m, x, zero).sum(dtype=torch.float64) for m, x in blocks]).sum(),
+        exact_sum(compact(logps, mask)),
         (shifted.where(valid, 0.0) * weights).sum(),
-        row_counts.sum().double(),
+        counts.sum().double(),
     ]
     logp_sum, advantage_sum, count = ranks.sum(torch.stack(sums))
     mean_logp, mean_advantage = logp_sum / count.clamp(min=1), advantage_sum / count.clamp(min=1)
     # In place: a fresh tensor of this size costs several times the arithmetic.
     covariance = (logps - mean_logp.to(dtype)).mul_((shifted - mean_advantage).to(dtype))
     return torch.where(mask, covariance, zero, out=covariance)
-
-
-def _row_blocks(x: Tensor) -> tuple[Tensor, ...]:
-    """`x` in blocks of rows. Reductions to a wider type copy their input to it first: a block's copy is small."""
-    return x.split(max(_BLOCK // max(x.shape[1], 1), 1))
 
 
 def covariance_metrics(
@@ -77,18 +69,19 @@ def covariance_metrics(
         `TABLE_1_FRACTIONS`, `cov_top_<q>`: the mean covariance of the `floor(q * N)` (at least one) tokens with the
         highest covariance. This process's part: sums and counts add up to the pool's.
     """
-    values = covariance[mask]
-    tokens, selected_tokens = mask.count_nonzero(), selected.count_nonzero()
-    sums = {
-        "cov_mean": (values.sum(dtype=torch.float64), tokens),
-        "cov_selected_mean": (covariance[selected].sum(dtype=torch.float64), selected_tokens),
-        "selected_fraction": (selected_tokens, tokens),
-    }
+    values = compact(covariance, mask)
+    tokens, selected_tokens = count_true(mask), count_true(selected)
     # From the largest share to the smallest. The count of the tokens on top is one of the whole pool: its share of each
     # process is that process's share of the pool's tokens, so that the counts add up.
     pool_tokens = int(ranks.sum(tokens))
     fractions = TABLE_1_FRACTIONS[::-1]
     tops = [selection_count(fraction, pool_tokens) for fraction in fractions]
-    for fraction, top, total in zip(fractions, tops, top_sums(values, tops, ranks), strict=True):
+    whole, totals = top_sums(values, tops, ranks)
+    sums: dict[str, MetricSum] = {
+        "cov_mean": (whole, tokens),
+        "cov_selected_mean": (exact_sum(compact(covariance, selected)), selected_tokens),
+        "selected_fraction": (selected_tokens, tokens),
+    }
+    for fraction, top, total in zip(fractions, tops, totals, strict=True):
         sums[f"cov_top_{fraction:g}"] = (total, top * tokens / max(pool_tokens, 1))
     return sums

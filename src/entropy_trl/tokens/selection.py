@@ -11,6 +11,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from entropy_trl.tokens.dense import compact, exact_sum, highest_sums, true_indices
 from entropy_trl.tokens.ranks import ONE_PROCESS, Ranks
 
 
@@ -70,7 +71,7 @@ def top_k_mask(
     row_ids = torch.arange(scores.shape[0], device=scores.device) if row_ids is None else row_ids
     if ranks.several:
         keys, bits = _sortable(scores)
-        (threshold,), (above,), (equal,) = _kth_keys(keys[eligible], bits, [k], ranks)
+        (threshold,), (above,), (equal,) = _kth_keys(compact(keys, eligible), bits, [k], ranks)
         if above + equal <= k:  # the usual case: no tie to resolve
             return eligible & (keys >= threshold)
         marked = eligible & (keys > threshold)
@@ -103,10 +104,10 @@ def _candidates(scores: Tensor, eligible: Tensor, k: int) -> Tensor:
         rank = int(expected + 4 * expected**0.5) + 8  # four standard deviations of a random sample's rank
         if rank < sample.numel():
             above = scores >= sample.topk(rank).values[-1]
-            candidates = above.logical_and_(eligible).nonzero().squeeze(1)
+            candidates = true_indices(above.logical_and_(eligible))
             if candidates.numel() >= k:
                 return candidates
-    return eligible.nonzero().squeeze(1)
+    return true_indices(eligible)
 
 
 def _order(row_ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
@@ -202,16 +203,36 @@ def draw_mask(eligible: Tensor, row_ids: Tensor, n: int, seed: int, ranks: Ranks
     Returns:
         `Tensor` of shape (B, T), bool: The marked entries.
     """
-    drawn = torch.zeros_like(eligible)
+    return draw_from(true_indices(eligible.flatten()), eligible.shape, row_ids, n, seed, ranks)
+
+
+def draw_from(
+    indices: Tensor, shape: Sequence[int], row_ids: Tensor, n: int, seed: int, ranks: Ranks = ONE_PROCESS
+) -> Tensor:
+    """Mark tokens as [`draw_mask`] does, of those at the given flat indices.
+
+    Args:
+        indices (`Tensor` of shape (M,), int64): Tokens that may be drawn, as indices into the flattened `shape`.
+        shape (`Sequence[int]`): (B, T).
+        row_ids (`Tensor` of shape (B,), int64): Identity of each row, unique over all processes.
+        n (`int`): How many tokens, over all processes.
+        seed (`int`): Seed of the draw (see [`draw_keys`]).
+        ranks ([`Ranks`], *optional*): The processes that share the pool.
+
+    Returns:
+        `Tensor` of shape (B, T), bool: The marked entries.
+    """
+    drawn = torch.zeros(*shape, dtype=torch.bool, device=row_ids.device)
     if n == 0:
         return drawn
-    rows, positions = eligible.nonzero(as_tuple=True)
-    keys = draw_keys(row_ids[rows], positions, seed)
+    width = max(shape[1], 1)
+    rows = indices.div(width, rounding_mode="floor")
+    keys = draw_keys(row_ids[rows], indices - rows * width, seed)
     if ranks.several:
         (threshold,), _, _ = _kth_keys(keys, 63, [n], ranks)
-        drawn[rows, positions] = keys >= threshold
+        drawn.view(-1)[indices] = keys >= threshold
     elif keys.numel():
-        drawn[rows, positions] = keys >= keys.topk(min(n, keys.numel()), sorted=False).values.min()
+        drawn.view(-1)[indices] = keys >= keys.topk(min(n, keys.numel()), sorted=False).values.min()
     return drawn
 
 
@@ -224,7 +245,7 @@ def highest_values(values: Tensor, eligible: Tensor, ks: Sequence[int], ranks: R
         ks (`Sequence[int]`): Numbers from 1.
         ranks ([`Ranks`], *optional*): The processes that share the pool.
     """
-    values = values[eligible]
+    values = compact(values, eligible)
     if not ranks.several:
         top = values.topk(min(max(ks), values.numel())).values.tolist()
         return [top[k - 1] if k <= len(top) else math.inf for k in ks]
@@ -238,24 +259,22 @@ def highest_values(values: Tensor, eligible: Tensor, ks: Sequence[int], ranks: R
     return found
 
 
-def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> list[Tensor]:
-    """The sum of the `k` highest values for each `k`, over this process's share of them.
+def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> tuple[Tensor, list[Tensor]]:
+    """Return this process's part of the sum of all values, and of the `k` highest for each `k`.
 
     Args:
-        values (`Tensor` of shape (N,)): This process's values; with several processes of any number, none included.
+        values (`Tensor` of shape (N,), float32 or float64): This process's values; with several processes of any
+            number, none included. They may be reordered in place.
         ks (`Sequence[int]`): Numbers in descending order; each at most the number of values over all processes.
         ranks ([`Ranks`], *optional*): The processes that share the pool.
 
     Returns:
-        `list[Tensor]`: One float64 scalar for each `k`. Summed over the processes it is the sum of the `k` highest
-        values.
+        `tuple[Tensor, list[Tensor]]`: Float64 scalars: one for all values, and one for each `k`. Summed over the
+        processes they are the sums of all values and of the `k` highest.
     """
     if not ranks.several:
-        sums = []
-        for k in ks:  # each looks only at the values of the one before, and nothing is sorted
-            values = values.topk(k, sorted=False).values
-            sums.append(values.sum(dtype=torch.float64))
-        return sums
+        total, *sums = highest_sums(values, [values.numel(), *ks])
+        return total, sums
     keys, bits = _sortable(values)
     thresholds, above, equal = _kth_keys(keys, bits, ks, ranks)
     sums = []
@@ -266,4 +285,4 @@ def top_sums(values: Tensor, ks: Sequence[int], ranks: Ranks = ONE_PROCESS) -> l
             values.where(keys > threshold, 0.0).sum(dtype=torch.float64)
             + values.where(keys == threshold, 0.0).sum(dtype=torch.float64) * share
         )
-    return sums
+    return exact_sum(values), sums
