@@ -10,6 +10,7 @@ import copy
 import functools
 import gc
 import importlib.metadata
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ def untrained_policy():
 
 
 def pytest_configure():
+    # Shells start background jobs with SIGINT ignored. Tests interrupt what they run.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Imports make no garbage worth looking for.
     gc.disable()
     # accelerate and transformers ask dozens of times a training which packages there are, and each answer parses the
