@@ -14,6 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 
+#: So many completions are drawn together: a gigabyte of logits and caches.
+ROWS_AT_A_TIME = 1024
+
+
 @dataclass(frozen=True)
 class Sample:
     """One completion: its tokens, the one that ends it included, and the policy's entropy at each, in nats."""
@@ -100,7 +104,11 @@ class Rollout:
             self.copy.generation_config.eos_token_id = trainer.eos_token_ids
         self.copy.load_state_dict(policy.state_dict())
         ids = trainer.processing_class(prompts)["input_ids"]
-        samples = draw(self.copy, ids, trainer.max_completion_length)
+        samples = [
+            sample
+            for first in range(0, len(ids), ROWS_AT_A_TIME)
+            for sample in draw(self.copy, ids[first : first + ROWS_AT_A_TIME], trainer.max_completion_length)
+        ]
         return {"prompt_ids": ids, "completion_ids": [sample.ids for sample in samples], "logprobs": None}
 
 

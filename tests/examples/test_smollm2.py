@@ -205,6 +205,7 @@ def test_trains_with_these_rollouts(model, tokenizer, tmp_path, monkeypatch):
             return output
 
     monkeypatch.setattr(sampling, "rollout", Recorded())
+    monkeypatch.setattr(sampling, "ROWS_AT_A_TIME", 100)  # two parts, the second one from within a group
     monkeypatch.setattr(countdown, "countdown_reward", lambda completions, **_: [len(set(c)) / 9 for c in completions])
     arguments = ["--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
     arguments += ["--max_steps", "8", "--learning_rate", "1e-2", "--save_strategy", "no", "--disable_tqdm", "true"]
