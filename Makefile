@@ -31,6 +31,9 @@ TRL_VERSIONS ?= 1.13.0 1.14.2 1.15.0 1.16.0
 # A file's tests stay in one process: they share its fixtures. tests/conftest.py has the order of the files.
 PARALLEL := $(or $(PYTEST_ARGS),-n auto --dist loadfile --no-loadscope-reorder)
 
+# Where DeepSpeed's C++ is built. In its default folder the lock of a build that was killed stops all later ones.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_BIN := $(VLLM_VENV)/bin
@@ -98,6 +101,7 @@ test-trl-%: .venv-trl/%/.installed
 test-distributed: $(STAMP)
 	@command -v g++ > /dev/null || { echo 'g++ is missing, with which DeepSpeed builds its communication for CPUs: install it (Debian: apt-get install g++).' >&2; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[deepspeed]" ninja
+	rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
 	$(BIN)/python -m pytest tests/test_distributed.py tests/cli/test_launch.py tests/saving/test_interruption.py \
 		tests/plan/test_plan.py $(PYTEST_ARGS)
 

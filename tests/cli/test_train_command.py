@@ -76,7 +76,9 @@ def test_quickstart_configs_run(tmp_path, config):
     control = yaml.safe_load(config.read_text())["entropy_control"]
     assert any(name.startswith("entropy_control/") for log in logs for name in log) == (control is not None)
     fraction = {"clip_cov": 0.01, "kl_cov": 0.1}.get(control)
-    if fraction is not None:  # Clip-Cov's band holds fewer tokens than its fraction at first
+    if config.stem == "entropy_target":  # the fraction begins at 0, where the reference is the entropy itself
+        assert logs[-1]["entropy_control/target"] == 0.3 and abs(logs[-1]["entropy_control/actuator"]) < 0.3
+    elif fraction is not None:  # Clip-Cov's band holds fewer tokens than its fraction at first
         assert all(0 < log["entropy_control/selected_fraction"] <= fraction for log in logs)
 
 

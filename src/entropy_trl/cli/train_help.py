@@ -12,6 +12,7 @@ GROUPS = {
         *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"),
         *("dataset_factory", "prompt_template", "prompt_column", "solution_column", "language", "exclude_overlap"),
         *("overlap_threshold", "max_prompt_length", "max_bad_rows", "dropped_rows_file"),
+        *("max_tests_size", "check_solutions"),
     ),
     "rewards": ("reward_funcs", "reward_model_name_or_path"),
     "entropy control": (
@@ -19,7 +20,7 @@ GROUPS = {
     ),
     "advantages and sampling": (
         *("advantage_estimator", "advantage_quantile", "dynamic_sampling", "dynamic_sampling_reward"),
-        *("max_generation_rounds", "dynamic_sampling_incomplete"),
+        *("max_generation_rounds", "dynamic_sampling_incomplete", "rollout_func"),
     ),
     "what is measured": ("log_format", "entropy_law", "entropy_regions", "token_records", "eval_benchmarks"),
     "most used of TRL and transformers": (

@@ -23,7 +23,7 @@ def compact(values: Tensor, mask: Tensor) -> Tensor:
         mask (`Tensor` of shape (B, T), bool): The entries to take.
 
     Returns:
-        `Tensor` of shape (N,).
+        `Tensor` of shape (N,): The values, in the order of the mask.
     """
     values = values.detach()
     if values.device.type != "cpu":

@@ -213,33 +213,40 @@ def _parallel(
     waiting = iter(range(len(items)))
     lock = threading.Lock()
     stopped = threading.Event()
+    # Not `is_alive()`: in Python 3.11 a `join()` that Ctrl-C interrupts marks a running thread as ended.
+    running: set[int] = set()
+    ended = threading.Semaphore(0)
 
     def work() -> None:
-        while not stopped.is_set():
-            with lock:
-                index = next(waiting, None)
-            if index is None:
-                return
-            try:
+        running.add(threading.get_ident())
+        try:
+            while not stopped.is_set():
+                with lock:
+                    index = next(waiting, None)
+                if index is None:
+                    return
                 with free:
                     results[index] = function(items[index])
-            except BaseException as error:  # it is raised again where the caller is
-                errors.append(error)
-                stopped.set()
+        except BaseException as error:  # it is raised again where the caller is
+            errors.append(error)
+            stopped.set()
+        finally:
+            running.discard(threading.get_ident())
+            ended.release()
 
     threads = [threading.Thread(target=work, name="code_reward") for _ in range(min(workers, len(items)))]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.5)  # another thread may get the signal of Ctrl-C, which then does not wake this one
+        for _ in threads:
+            while not ended.acquire(timeout=0.5):
+                pass  # another thread may get the signal of Ctrl-C, which then does not wake this one
     finally:
         stopped.set()
-        while alive := [thread for thread in threads if thread.is_alive()]:
-            for thread in alive:
-                end_sandboxes(thread.ident)
-            alive[0].join(0.05)
+        while running:
+            for thread_id in list(running):
+                end_sandboxes(thread_id)
+            time.sleep(0.05)
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(items))]
