@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import (
-    ENTROPY_TARGET,
-    SELECTED_TOKENS,
     SELECTIONS,
-    EntropyControl,
     check_fraction,
     check_selection,
-    warn_if_percentage,
 )
-from entropy_trl.controls.target import EntropyTarget, select_signed, target_of
+from entropy_trl.controls.target import CovarianceControl, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.dense import count_true, true_indices
 from entropy_trl.tokens.selection import draw_from, draw_mask, selection_count, top_k_mask
@@ -25,7 +21,7 @@ from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)
-class ClipCov(EntropyControl):
+class ClipCov(CovarianceControl):
     """Take a few high-covariance tokens out of the policy gradient (arXiv 2505.22617, Eqs. 11-12).
 
     Of the pool's `N` tokens, `floor(fraction * N)` are drawn uniformly from those with
@@ -67,15 +63,6 @@ class ClipCov(EntropyControl):
     drops_tokens: ClassVar[bool] = True
     needs_pool: ClassVar[bool] = True
 
-    @property
-    def claims(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({SELECTED_TOKENS} if self.target is None else {SELECTED_TOKENS, ENTROPY_TARGET})
-
-    @property
-    def target(self) -> EntropyTarget | None:
-        """The controller that moves the fraction; `None` where it is fixed."""
-        return target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
-
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
         check_selection(self.selection, (*SELECTIONS, "top"))
@@ -86,24 +73,10 @@ class ClipCov(EntropyControl):
             )
         target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
 
-    @property
-    def compares_sequences(self) -> bool:
-        return self.selection != "random"
-
-    def check_pool_size(self, tokens: int) -> None:
-        warn_if_percentage(self.fraction, tokens)
-
-    def initial_state(self) -> dict[str, float]:
-        return {} if self.target is None else self.target.initial_state()
-
-    def next_state(self, state: Mapping[str, float], entropy: float, progress: float) -> dict[str, float]:
-        return dict(state) if self.target is None else self.target.next_state(state, entropy)
-
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)
         if self.target is not None:
-            eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
-            return Selection(select_signed(covariance, eligible, pool.state["actuator"], pool), covariance)
+            return Selection(select_signed(covariance, _eligible(pool), pool.state["actuator"], pool), covariance)
         # By index: few tokens lie above the lower bound, and each further mask costs a pass over the pool.
         band = true_indices((covariance > self.cov_low).flatten())
         allowed = (covariance.flatten()[band] < self.cov_high) & pool.mask.flatten()[band]
@@ -119,12 +92,10 @@ class ClipCov(EntropyControl):
             n = min(n, pool_in_band)
         if self.selection == "covariance":
             selected = draw_from(band, pool.mask.shape, pool.row_ids, n, pool.seed, pool.ranks)
+        elif self.selection == "top":
+            selected = top_k_mask(covariance, _eligible(pool), n, pool.row_ids, pool.ranks)
         else:
-            eligible = pool.mask if pool.clipped is None else pool.mask & ~pool.clipped
-            if self.selection == "top":
-                selected = top_k_mask(covariance, eligible, n, pool.row_ids, pool.ranks)
-            else:
-                selected = draw_mask(eligible, pool.row_ids, n, pool.seed, pool.ranks)
+            selected = draw_mask(_eligible(pool), pool.row_ids, n, pool.seed, pool.ranks)
         metrics = {"in_band_fraction": (in_band, tokens)}
         return Selection(selected, covariance, metrics, candidates=int(pool_in_band) if has_band else None)
 
@@ -133,3 +104,8 @@ class ClipCov(EntropyControl):
         clipped = torch.zeros_like(selected) if batch.clipped is None else batch.clipped
         metrics = {"selected_already_clipped": ((clipped & selected).sum(), selected.sum())}
         return TokenEdit(advantages=batch.advantages.masked_fill(selected, 0.0), metrics=metrics)
+
+
+def _eligible(pool: TokenBatch) -> Tensor:
+    """The tokens that the ratio clip has left in the loss."""
+    return pool.mask if pool.clipped is None else pool.mask & ~pool.clipped

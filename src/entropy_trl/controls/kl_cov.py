@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from entropy_trl.controls.base import (
-    ENTROPY_TARGET,
-    SELECTED_TOKENS,
-    EntropyControl,
     check_fraction,
     check_selection,
-    warn_if_percentage,
 )
-from entropy_trl.controls.target import EntropyTarget, select_signed, target_of
+from entropy_trl.controls.target import CovarianceControl, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.dense import count_true
 from entropy_trl.tokens.selection import draw_mask, selection_count, top_k_mask
@@ -24,7 +20,7 @@ from entropy_trl.tokens.types import Selection, TokenBatch, TokenEdit
 
 
 @dataclass(frozen=True)
-class KLCov(EntropyControl):
+class KLCov(CovarianceControl):
     """Penalise the highest-covariance tokens for leaving the rollout's policy (arXiv 2505.22617, Eqs. 13-14).
 
     The `floor(fraction * N)` tokens of the pool (at least one) with the largest covariance get
@@ -67,17 +63,8 @@ class KLCov(EntropyControl):
     needs_pool: ClassVar[bool] = True
 
     @property
-    def claims(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({SELECTED_TOKENS} if self.target is None else {SELECTED_TOKENS, ENTROPY_TARGET})
-
-    @property
     def drops_tokens(self) -> bool:  # type: ignore[override]
         return self.target is not None
-
-    @property
-    def target(self) -> EntropyTarget | None:
-        """The controller that moves the fraction; `None` where it is fixed."""
-        return target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -88,19 +75,6 @@ class KLCov(EntropyControl):
                 "selected tokens away from the rollout's policy. The paper uses 1."
             )
         target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
-
-    @property
-    def compares_sequences(self) -> bool:
-        return self.selection == "covariance"
-
-    def check_pool_size(self, tokens: int) -> None:
-        warn_if_percentage(self.fraction, tokens)
-
-    def initial_state(self) -> dict[str, float]:
-        return {} if self.target is None else self.target.initial_state()
-
-    def next_state(self, state: Mapping[str, float], entropy: float, progress: float) -> dict[str, float]:
-        return dict(state) if self.target is None else self.target.next_state(state, entropy)
 
     def select(self, pool: TokenBatch) -> Selection:
         covariance = token_covariance(pool.logps, pool.advantages, pool.mask, pool.ranks)

@@ -1,4 +1,4 @@
-"""[`EntropyTarget`]: the controller by which Clip-Cov and KL-Cov hold the entropy at a target."""
+"""[`EntropyTarget`]: the controller by which Clip-Cov and KL-Cov hold the entropy at a target, and their base class."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_trl.controls.base import check_number
+from entropy_trl.controls.base import (
+    ENTROPY_TARGET,
+    SELECTED_TOKENS,
+    EntropyControl,
+    check_number,
+    warn_if_percentage,
+)
 from entropy_trl.tokens.selection import draw_keys, top_k_mask
 from entropy_trl.tokens.types import TokenBatch
 
@@ -178,6 +184,37 @@ def target_of(value: Any, unit: float, controller: Mapping[str, Any] | None, sel
             )
         return EntropyTarget(value["share"], unit, of_start=True, **given)
     return EntropyTarget(value, unit, **given)
+
+
+class CovarianceControl(EntropyControl):
+    """What Clip-Cov and KL-Cov share: a share of the pool's tokens by covariance, fixed or led by an entropy target."""
+
+    fraction: float
+    selection: str
+    entropy_target: float | Mapping[str, float] | None
+    entropy_controller: Mapping[str, float] | None
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({SELECTED_TOKENS} if self.target is None else {SELECTED_TOKENS, ENTROPY_TARGET})
+
+    @property
+    def target(self) -> EntropyTarget | None:
+        """The controller that moves the fraction; `None` where it is fixed."""
+        return target_of(self.entropy_target, self.fraction, self.entropy_controller, self.selection)
+
+    @property
+    def compares_sequences(self) -> bool:
+        return self.selection != "random"
+
+    def check_pool_size(self, tokens: int) -> None:
+        warn_if_percentage(self.fraction, tokens)
+
+    def initial_state(self) -> dict[str, float]:
+        return {} if self.target is None else self.target.initial_state()
+
+    def next_state(self, state: Mapping[str, float], entropy: float, progress: float) -> dict[str, float]:
+        return dict(state) if self.target is None else self.target.next_state(state, entropy)
 
 
 def select_signed(covariance: Tensor, eligible: Tensor, fraction: float, pool: TokenBatch) -> Tensor:

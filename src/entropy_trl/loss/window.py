@@ -75,7 +75,7 @@ class StepWindow:
             counted = [self.batches.counted(inputs, entropies) for inputs, (_, entropies) in pairs]
         keys = ["completion_mask", "advantages", "row_ids"]
         keys += [name for name in ("tool_mask", key or "old_per_token_logps") if name in self.micro_batches[0]]
-        pool = {key: torch.cat([inputs[key] for inputs in counted]) for key in keys}
+        pool = {name: torch.cat([inputs[name] for inputs in counted]) for name in keys}
         entropies = torch.cat([values for _, values in scored]) if compute_entropy else None
         scores = pool[key] if key else torch.cat([logps for logps, _ in scored])
         batch = self.batches.of(pool, scores, entropies)
@@ -146,7 +146,9 @@ class StepWindow:
         key = self._score_key(inputs) if self.trainer.args.entropy_control_pool == "step" else None
         if key is not None:
             # The same scores as in a step of several micro-batches, so that the cut of the step does not matter.
-            pool = {name: value for name, value in counted.items() if name == key or name != "old_per_token_logps"}
+            # With the sampler's scores there is no older policy, as there.
+            hidden = {"old_per_token_logps"} - {key}
+            pool = {name: value for name, value in counted.items() if name not in hidden}
             batch = self.batches.of(pool, inputs[key])
             if key == "sampling_per_token_logps":
                 self.batches.check_finite(batch)
