@@ -48,7 +48,8 @@ class CovGRPOConfig(GRPOConfig):
             that vLLM returned with the tokens, which cost nothing and differ from the trainer's by rounding.
         advantage_estimator (`str`, *optional*, defaults to `"grpo"`):
             `"grpo"` (TRL's, with `scale_rewards`), `"rloo"`, `"reinforce_pp"`, `"reinforce_pp_baseline"` or
-            `"quantile"` (see [`estimate_advantages`], which has a unit of its own and knows no `scale_rewards`).
+            `"quantile"` (see [`estimate_advantages`], which has its own unit and does not use
+            `scale_rewards`).
         advantage_quantile (`float`, *optional*, defaults to `0.4`):
             With `advantage_estimator="quantile"` (QAE): the quantile of a prompt's rewards that is the baseline, in
             (0, 1). A higher one keeps more entropy.
@@ -360,7 +361,7 @@ class CovGRPOConfig(GRPOConfig):
             )
         if self.parallelism_config is not None and self.parallelism_config.tp_enabled:
             raise ValueError(
-                "Entropy control does not know tensor parallelism (`parallelism_config.tp_size > 1`), where several "
+                "Entropy control does not support tensor parallelism (`parallelism_config.tp_size > 1`), where several "
                 "processes hold the same rows. Set `tp_size=1`, or `entropy_control=None`."
             )
         needs_step_pool = control.needs_pool and self.entropy_control_pool == "step"

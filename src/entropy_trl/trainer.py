@@ -128,8 +128,8 @@ class CovGRPOTrainer(ResumingTrainer):
     def _make_region_watch(self) -> RegionWatch:
         if self.is_deepspeed_enabled and self.args.fp16:
             raise ValueError(
-                "`entropy_regions` does not know by how much DeepSpeed scales a float16 loss. Use bf16, or set "
-                "`entropy_regions=False`."
+                "`entropy_regions` does not support float16 with DeepSpeed, which hides the loss's scale. "
+                "Use bf16, or set `entropy_regions=False`."
             )
         return RegionWatch(self.accelerator, lambda name, value: self._metrics["train"][name].append(value))
 

@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from entropy_trl.controls.base import (
-    check_fraction,
-    check_selection,
-)
+from entropy_trl.controls.base import check_fraction, check_selection
 from entropy_trl.controls.target import CovarianceControl, select_signed, target_of
 from entropy_trl.tokens.covariance import token_covariance
 from entropy_trl.tokens.dense import count_true

@@ -1,4 +1,4 @@
-"""[`EntropyTarget`]: the controller by which Clip-Cov and KL-Cov hold the entropy at a target, and their base class."""
+"""Entropy targets: the controller, and the base class of Clip-Cov and KL-Cov, which follow one."""
 
 import math
 from collections.abc import Mapping

@@ -53,7 +53,7 @@ def token_weights(
         return weights / step_items
     if loss_type == "luspo":
         return weights / rows / accumulation_steps
-    raise ValueError(f"Unknown `loss_type` {loss_type!r}: entropy_trl knows no token weights for it.")
+    raise ValueError(f"Unknown `loss_type` {loss_type!r}: entropy_trl has no token weights for it.")
 
 
 def clipped_tokens(

@@ -160,7 +160,7 @@ class GenerationRounds:
         prompts = [row["prompt"] for row in rows]
         prompt_ids, ids, tool_mask, completions, logps, fields, images, tool_images = self.generate(prompts)
         if images is not None or any(tool_images):
-            raise ValueError("`dynamic_sampling` does not know images, in prompts or from tools. Switch it off.")
+            raise ValueError("`dynamic_sampling` does not support images, in prompts or from tools. Switch it off.")
         for name, values in fields.items():  # of a rollout_func, for the reward functions
             for row, value in zip(rows, values if isinstance(values, list) else [values] * len(rows), strict=True):
                 row[name] = value
